@@ -1,0 +1,126 @@
+"""Where a network runs: which device, why not another, and on how many threads."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from napari_attunet.errors import DeviceError
+
+__all__ = ["Device", "available_devices", "choose_device", "default_threads", "threads"]
+
+#: Overrides the number of threads wherever none is asked for.
+THREADS_VARIABLE = "NAPARI_ATTUNET_THREADS"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device that was chosen.
+
+    Attributes
+    ----------
+    name : str
+        PyTorch's name: ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"cpu"``.
+    description : str
+        The name of the card, or the number of threads.
+    reason : str
+        Why this one: in particular, if it is not CUDA, why not.
+    """
+
+    name: str
+    description: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.description})"
+
+
+def available_devices() -> tuple[str, ...]:
+    """Return the kinds of device that work on this machine, best first."""
+    found = []
+    if torch.cuda.is_available():
+        found.append("cuda")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return (*found, "cpu")
+
+
+def choose_device(device: str = "auto") -> Device:
+    """Return the device to run on.
+
+    Parameters
+    ----------
+    device : str
+        ``"auto"`` takes CUDA, then Apple's MPS, then the CPU; or a PyTorch name.
+
+    Raises
+    ------
+    DeviceError
+        If that device was asked for and is not there; the message says why.
+    """
+    if device == "auto":
+        kind = name = available_devices()[0]
+    else:
+        kind, name = device.split(":")[0], device
+    if kind not in ("cuda", "mps", "cpu"):
+        raise DeviceError(
+            f"There is no device {device!r}: choose auto, cuda, cuda:0, mps or cpu."
+        )
+    if kind not in available_devices():
+        why = _why_no_cuda() if kind == "cuda" else "PyTorch finds no Apple GPU."
+        raise DeviceError(f"{device} cannot be used: {why} Choose auto or cpu.")
+    if kind == "cuda":
+        index = torch.device(name).index or 0
+        if index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"{device} is not there: this machine has {torch.cuda.device_count()} "
+                "CUDA device(s), counted from 0."
+            )
+        return Device(name, torch.cuda.get_device_name(index), "CUDA is available.")
+    if kind == "mps":
+        return Device(name, "Apple GPU", "Apple's GPU is available.")
+    count = default_threads()
+    reason = _why_no_cuda() if device == "auto" else "You chose the CPU."
+    return Device(name, f"{count} thread{'s' * (count != 1)}", reason)
+
+
+def _why_no_cuda() -> str:
+    if torch.version.cuda is None and getattr(torch.version, "hip", None) is None:
+        return "CUDA is not used because this PyTorch was built without it."
+    if not torch.backends.cuda.is_built():
+        return "CUDA is not used because this PyTorch was built without it."
+    return "CUDA is not used because no NVIDIA card or driver was found."
+
+
+def default_threads() -> int:
+    """Return how many threads to use: as many as cores this process may run on."""
+    asked = os.environ.get(THREADS_VARIABLE, "")
+    if asked:
+        if not asked.isdecimal() or int(asked) < 1:
+            raise DeviceError(
+                f"{THREADS_VARIABLE} must be a whole number from 1, got {asked!r}."
+            )
+        return int(asked)
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows don't tell
+        cores = os.cpu_count() or 1
+    return max(1, min(cores, torch.get_num_threads()))
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Use so many threads of PyTorch within the block, then as many as before."""
+    if count is not None and count < 1:
+        raise DeviceError(f"At least one thread is needed, got {count}.")
+    before = torch.get_num_threads()
+    count = count or default_threads()
+    torch.set_num_threads(count)
+    try:
+        yield count
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,27 @@
+"""Everything that a user can cause derives from one class.
+
+A message says what came, what was wanted and what to do next. Slips of the
+programmer (a wrong type, a misspelt keyword) stay ``TypeError`` and ``ValueError``.
+"""
+
+__all__ = ["AttUnetError", "Cancelled", "DataError", "DeviceError", "ModelError"]
+
+
+class AttUnetError(Exception):
+    """Base of every error that a user's input or machine can cause."""
+
+
+class DataError(AttUnetError):
+    """An image or a label image cannot be used as it is."""
+
+
+class ModelError(AttUnetError):
+    """A model, its file or its specification cannot be used."""
+
+
+class DeviceError(AttUnetError):
+    """The machine lacks what was asked for: a device, memory, a backend."""
+
+
+class Cancelled(AttUnetError):
+    """The user stopped the work; nothing was changed."""

@@ -1,0 +1,319 @@
+"""Arrays -> files, whole or not at all.
+
+Everything is written under a temporary name beside its place and then moved there, so
+that a crash or Ctrl-C leaves the old file or none, never half of one.
+
+OME-Zarr is written as version 0.4 on zarr 2, which all of today's readers open; TIFF
+as OME-TIFF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import imageio.v3 as imageio
+import numcodecs  # type: ignore[import-untyped]
+import numpy as np
+import numpy.typing as npt
+import tifffile
+import zarr
+
+from napari_attunet.errors import DataError
+from napari_attunet.images.names import image_format, image_stem
+from napari_attunet.images.units import UNITS
+
+if TYPE_CHECKING:
+    from napari_attunet.segmenter import AttentionMap
+
+__all__ = ["write_attention", "write_labels", "write_probabilities"]
+
+#: Order in which both OME formats want the axes.
+ORDER = "TCZYX"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Grid:
+    """Where the pixels of an array to be written lie."""
+
+    size: Mapping[str, float]
+    unit: str
+    origin: Mapping[str, float]
+
+    def coarser(
+        self, axes: str, scale: Sequence[float], shift: Sequence[float]
+    ) -> _Grid:
+        """Return a grid of pixels `scale` times as large, moved by `shift` pixels."""
+        size, origin = dict(self.size), dict(self.origin)
+        for axis, factor, move in zip(axes, scale, shift, strict=True):
+            if factor != 1 or move != 0:
+                step = self.size.get(axis, 1.0)
+                size[axis] = step * factor
+                origin[axis] = self.origin.get(axis, 0.0) + step * move
+        return _Grid(size=size, unit=self.unit, origin=origin)
+
+
+def _grid(
+    size: Mapping[str, float] | None, unit: str, origin: Mapping[str, float] | None
+) -> _Grid:
+    """Return a grid; where no pixel size is known, lengths count in pixels."""
+    known = any(axis in "ZYX" for axis in size or ())
+    return _Grid(size=size or {}, unit=unit if known else "pixel", origin=origin or {})
+
+
+def write_labels(
+    path: str | os.PathLike[str],
+    labels: npt.NDArray[Any],
+    *,
+    axes: str,
+    pixel_size: Mapping[str, float] | None = None,
+    unit: str = "pixel",
+    origin: Mapping[str, float] | None = None,
+) -> None:
+    """Write a label image in the format of the path's suffix.
+
+    Numbers are stored as uint16 where that suffices, since ImageJ shows those as they
+    are, else as uint32; in PNG as uint8 or uint16. TIFF and OME-Zarr store the axes in
+    the order TZYX, whichever they had.
+
+    Parameters
+    ----------
+    path : path
+        Ends in ``.tif``, ``.tiff``, ``.png``, ``.zarr`` or ``.ome.zarr``; its folder is
+        made where it is missing. What was there is replaced.
+    labels : array of integers
+    axes : str
+        A letter of T, Z, Y, X for each axis.
+    pixel_size, unit, origin
+        As of `ImageFile`. PNG has room for the pixel size only.
+
+    Raises
+    ------
+    DataError
+        If the format cannot hold the labels, or they are negative.
+    """
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iub":
+        raise TypeError(f"Labels are integers, got {labels.dtype}.")
+    top = int(labels.max(initial=0))
+    if int(labels.min(initial=0)) < 0:
+        raise DataError(f"Labels count from 0, got {labels.min()}.")
+    if top > np.iinfo(np.uint32).max:
+        raise DataError(f"Labels up to {top} fit in no image format; renumber them.")
+    small = np.uint8 if top <= 255 and image_format(path) == "png" else np.uint16
+    dtype = small if top <= 65535 else np.uint32
+    grid = _grid(pixel_size, unit, origin)
+    _write(
+        Path(path),
+        labels.astype(dtype),
+        axes,
+        grid,
+        {"image-label": {"version": "0.4"}},
+    )
+
+
+def write_probabilities(
+    path: str | os.PathLike[str],
+    probabilities: npt.NDArray[np.floating[Any]],
+    *,
+    axes: str,
+    classes: Sequence[str] = (),
+    pixel_size: Mapping[str, float] | None = None,
+    unit: str = "pixel",
+    origin: Mapping[str, float] | None = None,
+) -> None:
+    """Write class probabilities as float32, one channel for each class; not as PNG.
+
+    Parameters
+    ----------
+    path : path
+    probabilities : array of float, shape (classes, *labels)
+    axes : str
+        Of the labels, without the leading class axis.
+    classes : sequence of str
+        Names of the channels.
+    pixel_size, unit, origin
+        As of `ImageFile`.
+    """
+    names: dict[str, Any] = {}
+    if classes:
+        names["omero"] = {"channels": [_omero_channel(name) for name in classes]}
+    grid = _grid(pixel_size, unit, origin)
+    _write(Path(path), np.asarray(probabilities, np.float32), "C" + axes, grid, names)
+
+
+def write_attention(
+    path: str | os.PathLike[str],
+    attention: AttentionMap,
+    *,
+    axes: str,
+    pixel_size: Mapping[str, float] | None = None,
+    unit: str = "pixel",
+    origin: Mapping[str, float] | None = None,
+) -> None:
+    """Write an attention map on its own coarse grid, placed where the image lies.
+
+    Its pixel size is the image's times the map's scale, its origin the centre of its
+    first cell; without a pixel size both count in the image's pixels.
+
+    Parameters
+    ----------
+    path : path
+        Not PNG, which holds neither floats nor places.
+    attention : AttentionMap
+    axes : str
+        Of the labels of the same segmentation.
+    pixel_size, unit, origin
+        Of the image, as of `ImageFile`.
+    """
+    grid = _grid(pixel_size, unit, origin)
+    grid = grid.coarser(axes, attention.scale, attention.translate)
+    _write(Path(path), np.asarray(attention.values, np.float32), axes, grid, {})
+
+
+def _omero_channel(name: str) -> dict[str, Any]:
+    window = {"min": 0.0, "max": 1.0, "start": 0.0, "end": 1.0}
+    return {"label": name, "color": "FFFFFF", "active": True, "window": window}
+
+
+def _write(
+    path: Path, array: npt.NDArray[Any], axes: str, grid: _Grid, extra: dict[str, Any]
+) -> None:
+    if len(axes) != array.ndim or set(axes) - set(ORDER) or len(set(axes)) < len(axes):
+        raise ValueError(f"Axes {axes!r} don't name an array of shape {array.shape}.")
+    order = sorted(range(len(axes)), key=lambda i: ORDER.index(axes[i]))
+    axes = "".join(axes[i] for i in order)
+    array = np.ascontiguousarray(array.transpose(order))
+    write = {"tif": _write_tiff, "png": _write_png, "ome-zarr": _write_zarr}[
+        image_format(path)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _replacing(path) as temporary:
+        write(temporary, array, axes, grid, extra | {"name": image_stem(path)})
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside the path; move it there if all went well."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        yield temporary
+        if (
+            path.is_dir() and not path.is_symlink()
+        ):  # a folder can't be replaced at once
+            old = temporary.with_suffix(".old")
+            path.replace(old)
+            temporary.replace(path)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _write_png(
+    path: Path, array: npt.NDArray[Any], axes: str, grid: _Grid, extra: dict[str, Any]
+) -> None:
+    if array.dtype.kind == "f":
+        raise DataError(
+            "PNG holds no probabilities or α maps; choose TIFF or OME-Zarr."
+        )
+    if array.dtype.itemsize > 2:
+        raise DataError(
+            f"PNG numbers at most 65535 labels, these go up to {array.max()}; "
+            "choose TIFF or OME-Zarr."
+        )
+    stack = [n for n, axis in zip(array.shape, axes, strict=True) if axis not in "YX"]
+    if math.prod(stack) != 1:
+        raise DataError(
+            f"PNG holds one 2D image, these labels are {axes} of shape {array.shape}; "
+            "choose TIFF or OME-Zarr."
+        )
+    metres = UNITS[grid.unit][0] if grid.unit in UNITS else 0.0
+    options: dict[str, Any] = {}
+    if metres and {"X", "Y"} <= set(grid.size):
+        options["dpi"] = tuple(0.0254 / (grid.size[a] * metres) for a in "XY")
+    picture = array.reshape(array.shape[-2:])
+    path.write_bytes(imageio.imwrite("<bytes>", picture, extension=".png", **options))
+
+
+def _write_tiff(
+    path: Path, array: npt.NDArray[Any], axes: str, grid: _Grid, extra: dict[str, Any]
+) -> None:
+    symbol = UNITS[grid.unit][1] if grid.unit in UNITS else "pixel"
+    metadata: dict[str, Any] = {"axes": axes, "Name": extra["name"]}
+    for axis in set(axes) & set(grid.size) & set("ZYX"):
+        metadata[f"PhysicalSize{axis}"] = grid.size[axis]
+        metadata[f"PhysicalSize{axis}Unit"] = symbol
+    if "T" in axes and "T" in grid.size:
+        metadata |= {"TimeIncrement": grid.size["T"], "TimeIncrementUnit": "s"}
+    if "omero" in extra:
+        metadata["Channel"] = {"Name": [c["label"] for c in extra["omero"]["channels"]]}
+    planes = math.prod(array.shape[:-2])
+    places: dict[str, list[Any]] = {}
+    for axis in (a for a in "XYZ" if a in axes and grid.origin.get(a)):
+        position = np.full(array.shape[:-2], grid.origin[axis])
+        if axis == "Z":  # of each slice its own, in the order of the planes
+            slices = grid.size.get("Z", 1.0) * np.arange(array.shape[axes.index("Z")])
+            position = position + slices  # Z is the last of the axes before YX
+        places[f"Position{axis}"] = position.ravel().tolist()
+        places[f"Position{axis}Unit"] = [symbol] * planes
+    if places:
+        metadata["Plane"] = places
+    tifffile.imwrite(
+        path,
+        array,
+        ome=True,
+        bigtiff=array.nbytes > 2**31,
+        photometric="minisblack",
+        compression="zlib",
+        metadata=metadata,
+    )
+
+
+def _write_zarr(
+    path: Path, array: npt.NDArray[Any], axes: str, grid: _Grid, extra: dict[str, Any]
+) -> None:
+    kinds = {"T": "time", "C": "channel"}
+    described: list[dict[str, str]] = []
+    for axis in axes:
+        described.append({"name": axis.lower(), "type": kinds.get(axis, "space")})
+        if axis == "T" and "T" in grid.size:
+            described[-1]["unit"] = "second"
+        elif axis in "ZYX" and grid.unit in UNITS:
+            described[-1]["unit"] = grid.unit
+    place: list[dict[str, Any]] = [
+        {"type": "scale", "scale": [float(grid.size.get(a, 1.0)) for a in axes]}
+    ]
+    shift = [float(grid.origin.get(a, 0.0)) for a in axes]
+    if any(shift):
+        place.append({"type": "translation", "translation": shift})
+    group = zarr.open_group(path, mode="w", zarr_format=2)
+    stored = group.create_array(
+        "0",
+        shape=array.shape,
+        dtype=array.dtype,
+        chunks=(1,) * (array.ndim - 2)
+        + tuple(min(1024, max(1, n)) for n in array.shape[-2:]),
+        compressors=numcodecs.Blosc(),  # zarr's first and best-known one
+        chunk_key_encoding={"name": "v2", "separator": "/"},
+    )
+    stored[...] = array
+    name = extra.pop("name")
+    datasets = [{"path": "0", "coordinateTransformations": place}]
+    multiscale = {
+        "version": "0.4",
+        "name": name,
+        "axes": described,
+        "datasets": datasets,
+    }
+    group.attrs.put({"multiscales": [multiscale], **extra})

@@ -1,0 +1,416 @@
+"""Pixel values into what the network sees: which channels, and on what scale.
+
+Both are decided once for an image, from a sample of it, so that tiles don't differ.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from skimage.color import rgb2hed
+
+from napari_attunet.errors import DataError
+from napari_attunet.spec import Normalization
+
+__all__ = [
+    "CHANNEL_CHOICES",
+    "ChannelChoice",
+    "ChannelMixer",
+    "Scaling",
+    "choose_channels",
+    "measure_scaling",
+]
+
+#: A word of `CHANNEL_CHOICES`, or the channels to take, counted from 0.
+ChannelChoice = str | tuple[int, ...]
+CHANNEL_CHOICES: tuple[str, ...] = (
+    "auto",
+    "luminance",
+    "inverted luminance",
+    "haematoxylin",
+)
+
+#: Rec. 709 weights of red, green and blue, as ``skimage.color.rgb2gray`` has them.
+LUMINANCE = (0.2125, 0.7154, 0.0721)
+#: Values that pictures in wide integers usually end at: 8, 10, 12, 14 and 16 bits.
+USUAL_MAXIMA = (255, 1023, 4095, 16383, 65535)
+#: An image on a bright ground: its brightest parts are at least so bright ...
+BRIGHT_GROUND = 0.55
+#: ... and its median is at least this share of them. Dense tissue comes near to 0.5,
+#: fluorescence stays far below.
+BRIGHT_MEDIAN = 0.5
+#: A pixel is coloured if its channels differ by so much of the white of the image, and
+#: an image if more than this share of it is. Noise and compression stay below; sparse
+#: tissue in stained slides covers 2 % and more.
+COLOURED = 0.1
+COLOURED_SHARE = 0.01
+#: Values closer together than so many rounding errors are the same value.
+ROUNDING = 4
+
+
+class ChannelMixer(Protocol):
+    """Makes the channels that the network wants from those that the image has."""
+
+    @property
+    def description(self) -> str:
+        """What it does, for people."""
+
+    def __call__(self, pixels: NDArray[Any], /) -> NDArray[Any]:
+        """Mix channels, pixel by pixel.
+
+        Parameters
+        ----------
+        pixels : ndarray, (C, ...)
+            Any real dtype.
+
+        Returns
+        -------
+        ndarray, (wanted, ...)
+            float32, or float64 where float32 would round the values: neighbouring
+            values of wide integers stay different until they are scaled.
+        """
+
+
+def choose_channels(
+    choice: ChannelChoice,
+    *,
+    n_channels: int,
+    has_channels: bool,
+    spec_channels: Sequence[str],
+    sample: NDArray[Any],
+    dtype: Any,
+) -> ChannelMixer:
+    """Decide how an image's channels enter a network.
+
+    ``"auto"`` passes equal numbers of channels through, drops the alpha of RGBA,
+    repeats grey for a red, green and blue model, and makes one channel from colour:
+    haematoxylin of stained tissue on a bright ground (by colour deconvolution, Ruifrok
+    & Johnston 2001, "Quantification of histochemical staining by color deconvolution",
+    https://pubmed.ncbi.nlm.nih.gov/11531144), inverted luminance of a grey picture on
+    a bright ground, else luminance.
+
+    Parameters
+    ----------
+    choice : str or tuple of int
+        One of `CHANNEL_CHOICES`, or the channels to take, counted from 0.
+    n_channels : int
+        Channels of the image.
+    has_channels : bool
+        Whether the image has a channel axis.
+    spec_channels : sequence of str
+        Names of the channels that the network takes.
+    sample : ndarray, (C, pixels)
+        Pixels from all over the image.
+    dtype : dtype
+        Of the image.
+
+    Raises
+    ------
+    DataError
+        If the choice is unknown or doesn't fit the image and the network.
+    """
+    wanted = len(spec_channels)
+    if not isinstance(choice, str):
+        return _pick(choice, n_channels, spec_channels)
+    if choice not in CHANNEL_CHOICES:
+        raise DataError(
+            f"There is no channel choice {choice!r}. Choose one of "
+            f"{', '.join(CHANNEL_CHOICES)}, or channels by number, counted from 0."
+        )
+    full = _full_scale(sample[:3], np.dtype(dtype))
+    if choice != "auto":
+        if wanted != 1:
+            raise DataError(
+                f"{choice!r} makes one channel, but the model takes {wanted} "
+                f"({', '.join(spec_channels)}). Choose 'auto', or {wanted} channels."
+            )
+        return _named(choice, n_channels, has_channels, full)
+    if n_channels == wanted:
+        return Picked(tuple(range(wanted)), "channels as they are")
+    if n_channels == 1 and _is_rgb(spec_channels):
+        return Picked((0,) * wanted, "grey repeated as red, green and blue")
+    if n_channels == 4 and wanted == 3 and _may_be_rgb(spec_channels):
+        return Picked((0, 1, 2), "red, green and blue without alpha")
+    if n_channels in (3, 4) and wanted == 1:
+        return _named(_suggest(sample[:3], full), n_channels, has_channels, full)
+    raise DataError(_mismatch(n_channels, has_channels, spec_channels))
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Takes channels as they are."""
+
+    channels: tuple[int, ...]
+    description: str
+
+    def __call__(self, pixels: NDArray[Any], /) -> NDArray[Any]:
+        """Pick; see `ChannelMixer`."""
+        if self.channels == tuple(range(len(pixels))):
+            return _as_float(pixels)
+        return _as_float(pixels[list(self.channels)])
+
+
+@dataclass(frozen=True, slots=True)
+class Luminance:
+    """One channel from grey or red, green and blue, in the image's own unit.
+
+    With `inverted_from`, the luminance is subtracted from that value, so that dark
+    objects on a bright ground become bright.
+    """
+
+    inverted_from: float | None = None
+
+    @property
+    def description(self) -> str:
+        """See `ChannelMixer`."""
+        return "luminance" if self.inverted_from is None else "inverted luminance"
+
+    def __call__(self, pixels: NDArray[Any], /) -> NDArray[Any]:
+        """Weigh; see `ChannelMixer`."""
+        values = _as_float(pixels[:3])
+        if len(values) == 3:
+            with np.errstate(invalid="ignore"):  # infinities of both signs
+                weighted = [w * v for w, v in zip(LUMINANCE, values, strict=True)]
+                values = (weighted[0] + weighted[1] + weighted[2])[np.newaxis]
+        return values if self.inverted_from is None else self.inverted_from - values
+
+
+@dataclass(frozen=True, slots=True)
+class Haematoxylin:
+    """The stain of nuclei from red, green and blue whose white is `full`."""
+
+    full: float
+    description: str = "haematoxylin (colour deconvolution)"
+
+    def __call__(self, pixels: NDArray[Any], /) -> NDArray[Any]:
+        """Separate the stains; see `ChannelMixer`."""
+        values = _as_float(pixels[:3])
+        values = np.clip(values / values.dtype.type(self.full), 0, 1).astype(np.float32)
+        # rgb2hed takes pictures with at least one pixel.
+        flat = np.moveaxis(values, 0, -1).reshape(1, -1, 3)
+        stain = rgb2hed(flat)[..., 0] if flat.size else flat[..., 0]
+        return np.asarray(stain, dtype=np.float32).reshape(1, *values.shape[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """``(pixels - offset) * gain`` for each channel, always finite.
+
+    Attributes
+    ----------
+    offset, gain : tuple of float
+        One for each channel of the network.
+    clip : tuple of float, optional
+        Limits of the result.
+    ends : tuple of float
+        What -inf and +inf become. NaN becomes 0.
+    """
+
+    offset: tuple[float, ...]
+    gain: tuple[float, ...]
+    clip: tuple[float, float] | None = None
+    ends: tuple[float, float] = (0.0, 1.0)
+
+    def __call__(self, pixels: NDArray[Any], /) -> NDArray[np.float32]:
+        """Scale.
+
+        Parameters
+        ----------
+        pixels : ndarray, (channels, ...)
+            Any real dtype.
+
+        Returns
+        -------
+        ndarray, (channels, ...)
+            Finite.
+        """
+        if len(pixels) != len(self.offset):
+            raise ValueError(
+                f"{len(self.offset)} channels were measured, got {len(pixels)}."
+            )
+        values = _as_float(pixels)
+        column = (-1, *(1,) * (values.ndim - 1))
+        offset = np.array(self.offset, dtype=values.dtype).reshape(column)
+        gain = np.array(self.gain, dtype=values.dtype).reshape(column)
+        with np.errstate(over="ignore", invalid="ignore"):
+            # A constant channel has no gain, but its infinities still have ends.
+            infinite = np.isinf(values)
+            scaled = ((values - offset) * gain).astype(np.float32)
+            np.copyto(scaled, values, where=infinite, casting="same_kind")
+        greatest = float(np.finfo(np.float32).max)
+        low, high = max(self.ends[0], -greatest), min(self.ends[1], greatest)
+        np.nan_to_num(scaled, copy=False, nan=0.0, posinf=high, neginf=low)
+        if self.clip is not None:
+            np.clip(scaled, *self.clip, out=scaled)
+        finite: NDArray[np.float32] = scaled
+        return finite
+
+
+def measure_scaling(normalization: Normalization, sample: NDArray[Any]) -> Scaling:
+    """Measure a normalisation on pixels that were mixed to the network's channels.
+
+    NaN and infinities don't count. A channel in which nothing differs becomes 0
+    everywhere. Where the two percentiles coincide although values differ, as in a dark
+    image with few bright spots, the extremes take their place.
+
+    Parameters
+    ----------
+    normalization : Normalization
+        What to measure.
+    sample : ndarray, (channels, pixels)
+        Pixels from all over the image, mixed.
+    """
+    sample = _as_float(sample)
+    if normalization.kind == "none":
+        finite = sample[np.isfinite(sample)]
+        ends = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+        offset, gain = (0.0,) * len(sample), (1.0,) * len(sample)
+        return Scaling(offset, gain, normalization.clip, ends)
+    groups = sample if normalization.per_channel else sample.reshape(1, -1)
+    measured = [_measure(normalization, g[np.isfinite(g)]) for g in groups]
+    ends = (0.0, 1.0)
+    if normalization.kind == "zscore":
+        ends = (min(m[2] for m in measured), max(m[3] for m in measured))
+    repeats = len(sample) // len(groups)
+    offset, gain = zip(*(m[:2] for m in measured * repeats), strict=True)
+    return Scaling(offset, gain, normalization.clip, ends)
+
+
+def _measure(
+    normalization: Normalization, values: NDArray[Any]
+) -> tuple[float, float, float, float]:
+    """Offset, gain and the scaled extremes of finite values."""
+    if not values.size:
+        return 0.0, 0.0, 0.0, 0.0
+    least, most = float(values.min()), float(values.max())
+    with np.errstate(over="ignore", invalid="ignore"):
+        if normalization.kind == "zscore":
+            offset = float(values.mean(dtype=np.float64))
+            span = float(values.std(dtype=np.float64))
+        else:
+            percentiles = (normalization.low, normalization.high)
+            low, high = np.percentile(values.astype(np.float64), percentiles)
+            if not low < high:
+                low, high = least, most
+            offset, span = float(low), float(high) - float(low)
+    noise = ROUNDING * float(np.finfo(values.dtype).eps) * max(abs(least), abs(most))
+    # Below the least normal number the inverse overflows.
+    noise = max(noise, float(np.finfo(np.float32).tiny))
+    if not (noise < span < np.inf and np.isfinite(offset)):
+        return 0.0, 0.0, 0.0, 0.0
+    gain = 1 / span
+    return offset, gain, (least - offset) * gain, (most - offset) * gain
+
+
+def _as_float(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Return float32 where that holds every value, else float64."""
+    exact = np.can_cast(pixels.dtype, np.float32, "safe")
+    return pixels.astype(np.float32 if exact else np.float64, copy=False)
+
+
+def _pick(
+    choice: Sequence[int], n_channels: int, spec_channels: Sequence[str]
+) -> ChannelMixer:
+    """Channels by number."""
+    channels = tuple(operator.index(i) for i in choice)
+    if not all(0 <= i < n_channels for i in channels):
+        has = "one channel, 0" if n_channels == 1 else f"channels 0 to {n_channels - 1}"
+        raise DataError(f"Channels {channels} were chosen, but the image has {has}.")
+    if len(channels) == 1 and _is_rgb(spec_channels):
+        return Picked(channels * 3, f"channel {channels[0]} as red, green and blue")
+    if len(channels) != len(spec_channels):
+        raise DataError(
+            f"{len(channels)} channels were chosen, but the model takes "
+            f"{len(spec_channels)} ({', '.join(spec_channels)}). Choose as many."
+        )
+    noun = "channel" if len(channels) == 1 else "channels"
+    return Picked(channels, f"{noun} {', '.join(map(str, channels))}")
+
+
+def _named(
+    choice: str, n_channels: int, has_channels: bool, full: float
+) -> ChannelMixer:
+    """One channel from colour, or from grey where that makes sense."""
+    grey = n_channels == 1 and choice != "haematoxylin"
+    if not grey and n_channels not in (3, 4):
+        advice = f"a channel from 0 to {n_channels - 1}" if n_channels > 1 else "'auto'"
+        raise DataError(
+            f"{choice!r} needs red, green and blue, but the image has "
+            f"{_count(n_channels, has_channels)}. Choose {advice} instead."
+        )
+    makers: dict[str, ChannelMixer] = {
+        "luminance": Luminance(),
+        "inverted luminance": Luminance(inverted_from=full),
+        "haematoxylin": Haematoxylin(full),
+    }
+    return makers[choice]
+
+
+def _count(n_channels: int, has_channels: bool) -> str:
+    """Say how many channels an image has."""
+    if not has_channels:
+        return "no channel axis"
+    return "1 channel" if n_channels == 1 else f"{n_channels} channels"
+
+
+def _mismatch(n_channels: int, has_channels: bool, spec_channels: Sequence[str]) -> str:
+    """Say what doesn't fit, and what to choose."""
+    wanted = len(spec_channels)
+    message = (
+        f"The image has {_count(n_channels, has_channels)}, but the model takes {wanted} "
+        f"({', '.join(spec_channels)})."
+    )
+    if n_channels > wanted:
+        what = "which channel" if wanted == 1 else f"which {wanted} channels"
+        return f"{message} Choose {what} to use, from 0 to {n_channels - 1}."
+    return (
+        f"{message} Choose a model that takes {n_channels}, or if an axis of the image "
+        "holds channels, name it C."
+    )
+
+
+def _is_rgb(spec_channels: Sequence[str]) -> bool:
+    """Whether a network was made for colour pictures."""
+    names = [name.lower() for name in spec_channels]
+    return names in (["red", "green", "blue"], ["r", "g", "b"])
+
+
+def _may_be_rgb(spec_channels: Sequence[str]) -> bool:
+    """Whether a network may have been made for colour pictures, or surely not."""
+    unnamed = all(name.lower().startswith("channel") for name in spec_channels)
+    return unnamed or _is_rgb(spec_channels)
+
+
+def _full_scale(sample: NDArray[Any], dtype: np.dtype[Any]) -> float:
+    """Guess the value of white: the least usual maximum that holds the sample."""
+    if dtype.kind == "b":
+        return 1.0
+    values = sample[np.isfinite(sample)]
+    most = float(values.max()) if values.size else 0.0
+    if dtype.kind == "f":
+        # A little above 1 or 255 is what interpolation leaves.
+        return next((m for m in (1.0, 255.0) if most <= 1.05 * m), most)
+    greatest = float(np.iinfo(dtype).max)
+    usual = (float(m) for m in USUAL_MAXIMA if most <= m < greatest)
+    return next(usual, greatest)
+
+
+def _suggest(sample: NDArray[Any], full: float) -> str:
+    """Name the choice that most likely shows nuclei bright in a colour picture."""
+    values = sample[:, np.isfinite(sample).all(axis=0)] / full
+    if not values.size:
+        return "luminance"
+    luminance = np.tensordot(LUMINANCE, values, axes=1)
+    white = np.percentile(luminance, 95)
+    if white < BRIGHT_GROUND or np.median(luminance) < BRIGHT_MEDIAN * white:
+        return "luminance"
+    # Against the white of each channel: a colour cast of the lamp is no stain.
+    balance = np.maximum(np.percentile(values, 95, axis=1), np.finfo(np.float32).tiny)
+    balanced = np.minimum(values / balance[:, np.newaxis], 1)
+    coloured = np.ptp(balanced, axis=0) > COLOURED
+    return "haematoxylin" if coloured.mean() > COLOURED_SHARE else "inverted luminance"

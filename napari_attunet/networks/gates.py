@@ -1,0 +1,194 @@
+"""Attention gates on skip connections, each one class; defining it registers it.
+
+Oktay et al. 2018, "Attention U-Net: Learning Where to Look for the Pancreas",
+https://arxiv.org/abs/1804.03999. For every pixel of a skip connection a gate
+computes a coefficient α between 0 (shut) and 1 (open) from the skip x and the
+gating signal g, and passes on x·α::
+
+    skip x ──────────── W_x ─┐
+                             ⊕ ── σ₁ ── ψ ── sigmoid ── α (one channel)
+    decoder g ───────── W_g ─┘                          │
+    skip x ─────────────────────────────────────────────⊗──── features out
+
+x comes from the encoder and is what is gated; g comes from the decoder and knows
+more of the context. With a fine signal both lie on the skip's grid. With a coarse
+one (grid gating) W_x strides down to the grid of g, where α lives, and α is
+interpolated linearly back up to the skip.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_attunet.errors import ModelError
+from napari_attunet.networks.layers import LAYERS, activation, conv, norm
+from napari_attunet.spec import GateSpec
+
+__all__ = ["AdditiveGate", "Gate", "Gated", "MultiplicativeGate"]
+
+#: α at the start of training is about sigmoid(2) = 0.88: a gate that begins shut
+#: starves the skip it guards (Oktay et al. initialise theirs to pass everything).
+OPEN_BIAS = 2.0
+
+
+class Gated(NamedTuple):
+    """What a gate returns.
+
+    Attributes
+    ----------
+    features : Tensor, (N, C, *spatial of the skip)
+    alpha : Tensor, (N, 1, *spatial of the gate's own grid), in [0, 1]
+    """
+
+    features: Tensor
+    alpha: Tensor
+
+
+class Gate(nn.Module, ABC):
+    """Base of all gates.
+
+    Parameters
+    ----------
+    spec : GateSpec
+    ndim : {2, 3}
+    skip_channels, signal_channels, channels : int
+        Channels of x, of g, and in between.
+    stride : tuple of int
+        Skip pixels in one pixel of the signal's grid, for each axis; ones where the
+        signal is fine.
+    """
+
+    kinds: ClassVar[dict[str, type[Gate]]] = {}
+
+    def __init_subclass__(cls, *, name: str | None = None) -> None:
+        super().__init_subclass__()
+        if name is None:  # shares an implementation, is no kind of its own
+            return
+        if name in Gate.kinds:
+            raise TypeError(f"A gate named {name!r} exists already.")
+        Gate.kinds[name] = cls
+
+    @staticmethod
+    def named(name: str) -> type[Gate]:
+        """Return the gate of that name; a miss lists the names there are."""
+        try:
+            return Gate.kinds[name]
+        except KeyError:
+            raise ModelError(
+                f"There is no gate {name!r}; choose one of {sorted(Gate.kinds)}."
+            ) from None
+
+    def __init__(
+        self,
+        spec: GateSpec,
+        *,
+        ndim: int,
+        skip_channels: int,
+        signal_channels: int,
+        channels: int,
+        stride: Sequence[int],
+    ) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, skip: Tensor, signal: Tensor) -> Gated:
+        """Gate the skip.
+
+        Parameters
+        ----------
+        skip : Tensor, (N, C, *spatial)
+            x, from the encoder.
+        signal : Tensor, (N, C', *spatial / stride)
+            g, from the decoder.
+        """
+
+    def __call__(self, skip: Tensor, signal: Tensor) -> Gated:
+        """Gate the skip; see `forward`."""
+        gated: Gated = super().__call__(skip, signal)
+        return gated
+
+
+class _ProjectedGate(Gate):
+    """α = sigmoid(ψ(σ₁(combine(W_x x, W_g g)))), features x·α."""
+
+    def __init__(
+        self,
+        spec: GateSpec,
+        *,
+        ndim: int,
+        skip_channels: int,
+        signal_channels: int,
+        channels: int,
+        stride: Sequence[int],
+    ) -> None:
+        super().__init__(
+            spec,
+            ndim=ndim,
+            skip_channels=skip_channels,
+            signal_channels=signal_channels,
+            channels=channels,
+            stride=stride,
+        )
+        self.w_x = nn.Sequential(
+            conv(ndim, skip_channels, channels, kernel=stride, stride=stride),
+            norm(ndim, spec.norm, channels),
+        )
+        self.w_g = nn.Sequential(
+            conv(ndim, signal_channels, channels), norm(ndim, spec.norm, channels)
+        )
+        self.activation = activation(spec.activation)
+        # ψ has one channel; pooled over a whole image it could not mark a place,
+        # so where the others are normalised by instance or group it is left alone.
+        psi_norm = spec.norm if spec.norm == "batch" else None
+        self.psi = nn.Sequential(conv(ndim, channels, 1), norm(ndim, psi_norm, 1))
+        last = self.psi[1] if psi_norm else self.psi[0]
+        nn.init.constant_(last.bias, OPEN_BIAS)
+        self._interpolation = LAYERS[ndim].interpolation
+
+    @abstractmethod
+    def combine(self, x: Tensor, g: Tensor) -> Tensor:
+        """Bring the projected skip and signal together."""
+
+    def forward(self, skip: Tensor, signal: Tensor) -> Gated:
+        """Gate the skip; see `Gate.forward`."""
+        joint = self.combine(self.w_x(skip), self.w_g(signal))
+        alpha = torch.sigmoid(self.psi(self.activation(joint)))
+        spread = alpha
+        if alpha.shape[2:] != skip.shape[2:]:
+            spread = F.interpolate(
+                alpha, size=skip.shape[2:], mode=self._interpolation, align_corners=False
+            )
+        return Gated(skip * spread, alpha)
+
+
+class AdditiveGate(_ProjectedGate, name="additive"):
+    """Additive attention gate: α = sigmoid(ψ(σ₁(W_x x + W_g g))).
+
+    Oktay et al. 2018, https://arxiv.org/abs/1804.03999, equations 1 and 2; found
+    more accurate than the multiplicative form by its authors. Costs
+    (C_x + C_g + 1)·C_int multiplications for each pixel of the gate's grid.
+    """
+
+    def combine(self, x: Tensor, g: Tensor) -> Tensor:
+        """Add."""
+        return x + g
+
+
+class MultiplicativeGate(_ProjectedGate, name="multiplicative"):
+    """Multiplicative attention gate: α = sigmoid(ψ(σ₁(W_x x ⊙ W_g g))).
+
+    The product form that Oktay et al. 2018, https://arxiv.org/abs/1804.03999, set
+    against their additive gate, after Luong et al. 2015,
+    "Effective Approaches to Attention-based Neural Machine Translation",
+    https://arxiv.org/abs/1508.04025. Costs as much as the additive gate.
+    """
+
+    def combine(self, x: Tensor, g: Tensor) -> Tensor:
+        """Multiply element by element."""
+        return x * g

@@ -1,0 +1,230 @@
+"""From probabilities to labels, and from labels to what a network learns.
+
+A network that tells objects apart predicts three classes: background, the interior of
+objects, and their boundary. `object_targets` draws these classes into a label image
+for training; `object_labels` turns predicted ones back into numbered objects. The
+boundary lies inside the objects, so that it separates those that touch, and interior
+plus boundary is the whole object. The idea is that of
+
+    Caicedo et al. 2019, "Evaluation of Deep Learning Strategies for Nucleus
+    Segmentation in Fluorescence Images", https://doi.org/10.1002/cyto.a.23863
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+from skimage.segmentation import find_boundaries, watershed
+
+from napari_attunet.errors import DataError
+
+if TYPE_CHECKING:
+    from napari_attunet.spec import ObjectSettings
+
+__all__ = ["class_labels", "object_labels", "object_targets"]
+
+BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
+
+Labels = npt.NDArray[np.int32]
+
+
+def class_labels(
+    probabilities: npt.NDArray[np.floating[Any]], *, threshold: float | None = None
+) -> Labels:
+    """Return the class of every pixel.
+
+    Parameters
+    ----------
+    probabilities : (K, [Z,] Y, X) array of float
+        Probability of every class, background first.
+    threshold : float, optional
+        By default the most probable class wins. With a threshold, the most probable
+        of the foreground classes wins where its own probability reaches it, and the
+        background everywhere else: below 0.5 finds more, above finds less.
+
+    Returns
+    -------
+    labels : ([Z,] Y, X) array of int32
+    """
+    if probabilities.ndim < 2 or probabilities.shape[0] < 2:
+        raise ValueError(
+            "Probabilities need a first axis of at least two classes, got an array of "
+            f"shape {probabilities.shape}."
+        )
+    if threshold is None:
+        best: Labels = np.argmax(probabilities, axis=0).astype(np.int32)
+        return best
+    foreground = probabilities[1:]
+    labels: Labels = np.argmax(foreground, axis=0).astype(np.int32)
+    labels += 1
+    labels[~(np.max(foreground, axis=0) >= threshold)] = BACKGROUND
+    return labels
+
+
+def object_labels(
+    interior: npt.NDArray[np.floating[Any]],
+    boundary: npt.NDArray[np.floating[Any]],
+    settings: ObjectSettings,
+) -> Labels:
+    """Return numbered objects.
+
+    Connected foreground with at most one seed is one object as it stands; only where
+    several seeds share it, a seeded watershed on the interior probability divides it,
+    within its bounding box. The result is that of one watershed of the whole image
+    (pixels between seeds of exactly equal probability may fall to either, as they do
+    there), and most pixels never enter a queue.
+
+    Parameters
+    ----------
+    interior, boundary : ([Z,] Y, X) array of float
+        Probabilities of the two classes. A pixel that is not a number is background.
+    settings : ObjectSettings
+        Thresholds, minimum size, holes.
+
+    Returns
+    -------
+    labels : ([Z,] Y, X) array of int32
+        0 is background, objects are numbered from 1 without a gap.
+    """
+    if interior.shape != boundary.shape:
+        raise ValueError(
+            "Interior and boundary must have one shape, got "
+            f"{interior.shape} and {boundary.shape}."
+        )
+    if interior.size == 0:
+        return np.zeros(interior.shape, np.int32)
+    total = np.add(interior, boundary, dtype=np.float32)
+    foreground = total >= settings.foreground_threshold
+    del total
+    labels = _components(foreground)
+    seeds = _components(foreground & (interior >= settings.seed_threshold))
+    del foreground
+    _split(labels, seeds, interior)
+    del seeds
+    if settings.fill_holes:
+        _fill_holes(labels)
+    return _renumber(labels, min_size=settings.min_size)
+
+
+def object_targets(
+    labels: npt.NDArray[Any], *, boundary_width: float = 2.0, fraction: float = 0.4
+) -> npt.NDArray[np.uint8]:
+    """Return the three classes that a network learns from a label image.
+
+    Parameters
+    ----------
+    labels : ([Z,] Y, X) array of int
+        One number for each object; 0 and below is background.
+    boundary_width : float
+        Width of the boundary in pixels. It lies inside the object, next to other
+        objects and to the background, but not along the image's border.
+    fraction : float
+        Part of the object's inner radius that the boundary may take at most, so that
+        small objects keep an interior. It is one pixel wide at least, except that the
+        innermost pixels of an object always are interior.
+
+    Returns
+    -------
+    classes : ([Z,] Y, X) array of uint8
+        0 background, 1 interior, 2 boundary.
+
+    Raises
+    ------
+    DataError
+        If the labels are no whole numbers.
+    """
+    if labels.dtype.kind not in "biu":
+        raise DataError(
+            f"Labels must be whole numbers, one for each object, but these are "
+            f"{labels.dtype}. Convert the label image to an integer type."
+        )
+    inside = labels > 0
+    targets = inside.astype(np.uint8)  # all of it INTERIOR for now
+    if not inside.any():
+        return targets
+    objects = np.where(inside, labels, 0)
+    if objects.max() > objects.size:  # SciPy's filters compare numbers as floats
+        _, objects = np.unique(objects, return_inverse=True)
+        objects = objects.reshape(labels.shape) + int(inside.all())
+    objects = objects.astype(np.int32)
+    edge = find_boundaries(objects, mode="inner")
+    if not edge.any():
+        return targets
+    distance = ndimage.distance_transform_edt(~edge)[inside] + 1.0
+    numbers = objects[inside]
+    radius = np.zeros(int(numbers.max()) + 1)
+    np.maximum.at(radius, numbers, distance)
+    limit = np.maximum(1.0, np.minimum(boundary_width, fraction * radius))
+    is_boundary = (distance <= limit[numbers]) & (distance < radius[numbers])
+    targets[inside] = np.where(is_boundary, BOUNDARY, INTERIOR)
+    return targets
+
+
+def _components(mask: npt.NDArray[np.bool_]) -> Labels:
+    """Number the connected parts of a mask, neighbours sharing a face."""
+    components = np.empty(mask.shape, np.int32)
+    ndimage.label(mask, output=components)
+    return components
+
+
+def _split(
+    regions: Labels, seeds: Labels, interior: npt.NDArray[np.floating[Any]]
+) -> None:
+    """Divide, in place, every region that holds more than one seed."""
+    seeded = seeds > 0
+    region_of_seed = np.zeros(int(seeds.max()) + 1, np.int32)
+    region_of_seed[seeds[seeded]] = regions[seeded]
+    seeds_in_region = np.bincount(region_of_seed[1:], minlength=int(regions.max()) + 1)
+    crowded = np.flatnonzero(seeds_in_region > 1)
+    if crowded.size == 0:
+        return
+    first_free = seeds_in_region.size
+    boxes = ndimage.find_objects(regions)
+    for region in crowded:
+        box = boxes[region - 1]
+        here = regions[box] == region
+        local = np.where(here, seeds[box], 0)
+        # A seed's pixels with nothing but that seed around them reach no new pixel:
+        # without them the watershed is the same, and much shorter.
+        core = ndimage.binary_erosion(local > 0)
+        parts = watershed(
+            -interior[box].astype(np.float32), markers=local, mask=here & ~core
+        )
+        parts[core] = local[core]
+        regions[box][here] = parts[here] + (first_free - 1)
+
+
+def _fill_holes(labels: Labels) -> None:
+    """Fill, in place, background that a single object encloses.
+
+    Background that reaches the image's border, or that touches two objects, stays.
+    """
+    holes = _components(labels == 0)
+    n_holes = int(holes.max())
+    lowest = np.full(n_holes + 1, np.iinfo(np.int32).max, np.int32)
+    highest = np.zeros(n_holes + 1, np.int32)
+    for axis in range(labels.ndim):
+        by_axis = np.moveaxis(holes, axis, 0)
+        lowest[by_axis[0]] = lowest[by_axis[-1]] = 0
+        before = (slice(None),) * axis + (slice(None, -1),)
+        after = (slice(None),) * axis + (slice(1, None),)
+        for hole_side, object_side in ((before, after), (after, before)):
+            hole, neighbour = holes[hole_side], labels[object_side]
+            meets = (hole > 0) & (neighbour > 0)
+            np.minimum.at(lowest, hole[meets], neighbour[meets])
+            np.maximum.at(highest, hole[meets], neighbour[meets])
+    filling = np.where(lowest == highest, highest, 0)
+    filling[0] = 0
+    labels += filling[holes]
+
+
+def _renumber(labels: Labels, *, min_size: int) -> Labels:
+    """Number the objects of at least ``min_size`` pixels from 1 without a gap."""
+    sizes = np.bincount(labels.ravel())
+    kept = (sizes >= max(1, min_size)) & (np.arange(sizes.size) > 0)
+    numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
+    renumbered: Labels = numbers[labels]
+    return renumbered

@@ -1,0 +1,60 @@
+"""Long work is a generator: it yields `Progress` and returns its result.
+
+The same generator is drained by the command line with a bar, by a thread of the
+viewer, and by hand in tests. Whoever drains it may stop at any step by closing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+__all__ = ["Progress", "Steps", "drain"]
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a piece of work has come.
+
+    Attributes
+    ----------
+    done, total : int
+        Steps done of steps in all; ``total`` may be corrected while work goes on.
+    message : str
+        What is being done, for people.
+    values : dict of str to float
+        Measurements of this step, such as losses and scores.
+    """
+
+    done: int
+    total: int
+    message: str = ""
+    values: dict[str, float] | None = None
+
+
+Steps = Generator[Progress, None, R]
+
+
+def drain(steps: Steps[R], on_progress: Callable[[Progress], object] | None = None) -> R:
+    """Run a generator of steps to its end and return its result.
+
+    Parameters
+    ----------
+    steps : generator
+        Yields `Progress`, returns the result.
+    on_progress : callable, optional
+        Called with every `Progress`. An exception it raises ends the work.
+    """
+    try:
+        while True:
+            progress = next(steps)
+            if on_progress is not None:
+                on_progress(progress)
+    except StopIteration as stop:
+        result: R = stop.value
+        return result
+    finally:
+        steps.close()

@@ -1,0 +1,438 @@
+"""Segmentation of images of any size, with everything the network attended to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.devices import Device, choose_device, threads
+from napari_attunet.errors import DataError, DeviceError
+from napari_attunet.intensity import (
+    ChannelChoice,
+    ChannelMixer,
+    Scaling,
+    choose_channels,
+    measure_scaling,
+)
+from napari_attunet.model import Model
+from napari_attunet.canvas import AttentionMap, Canvas, ClassLabeller, Labeller, ObjectLabeller
+from napari_attunet.progress import Progress, Steps, drain
+from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
+from napari_attunet.tiling import Tiling
+
+__all__ = ["AttentionMap", "Segmentation", "Segmenter", "segment"]
+
+#: What a tile's activations may take. Above it larger tiles hardly save work any
+#: more, and below it the halo costs more than the image.
+ACTIVATION_BYTES = 600 * 2**20
+
+#: Tensors of the finest level that are alive at the same time, in inference.
+LIVE_TENSORS = 6
+
+#: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
+#: more than ten. See docs/tiling.md for the error.
+HALO_3D = 24
+
+#: No tile is made smaller than this by the retreat from a full memory.
+SMALLEST_TILE = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result of a segmentation.
+
+    Attributes
+    ----------
+    labels : array of int32
+        Shape of the image without its channels.
+    axes : str
+        Names of the labels' axes, such as ``"TYX"``.
+    probabilities : array of float32, (K, *labels.shape), optional
+        Of every class, where they were asked for.
+    attention : tuple of AttentionMap
+        Fine to coarse, where it was asked for.
+    record : dict
+        What was run: model, device, tile, halo, channels, seconds, and in
+        ``"fallbacks"`` what had to be done otherwise than planned.
+    """
+
+    labels: npt.NDArray[np.int32]
+    axes: str
+    probabilities: npt.NDArray[np.float32] | None
+    attention: tuple[AttentionMap, ...]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A run that is fully decided, but for the tile size and the device."""
+
+    view: ImageView
+    mix: ChannelMixer
+    scale: Scaling
+    attention: bool
+    probabilities: bool
+    output: Literal["classes", "objects"]
+    labeller: Labeller
+
+
+class Segmenter:
+    """Runs a model over images: normalises, pads, tiles, stitches, labels.
+
+    Parameters
+    ----------
+    model : Model
+    device : str
+        ``"auto"``, ``"cuda"``, ``"cuda:1"``, ``"mps"`` or ``"cpu"``.
+    threads : int, optional
+        Of the CPU; by default all cores this process may use.
+    tile : int or tuple of int, optional
+        Edge of the tiles, for each spatial axis of the network; by default what fits
+        into a fixed amount of memory.
+    halo : int or tuple of int, optional
+        Margin that is read around each tile; by default in 2D all that the network
+        sees (tiles then change nothing), in 3D a smaller one.
+
+    Raises
+    ------
+    DeviceError
+        If the device is not there.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+        tile: int | Sequence[int] | None = None,
+        halo: int | Sequence[int] | None = None,
+    ) -> None:
+        network = model.spec.network
+        self.model = model
+        self.device = choose_device(device)
+        self._threads = threads
+        self._tile = _per_axis(tile, network, "tile", least=1)
+        self._halo = _per_axis(halo, network, "halo", least=0) or default_halo(network)
+
+    def segment(self, image: Any, **options: Any) -> Segmentation:
+        """Return the segmentation of an image; options as in `steps`."""
+        return drain(self.steps(image, **options))
+
+    def steps(
+        self,
+        image: Any,
+        *,
+        axes: str | None = None,
+        rgb: bool = False,
+        channels: ChannelChoice = "auto",
+        attention: bool = False,
+        probabilities: bool = False,
+        output: Literal["classes", "objects"] | None = None,
+        objects: ObjectSettings | None = None,
+        threshold: float | None = None,
+    ) -> Steps[Segmentation]:
+        """Segment an image step by step, one tile each.
+
+        Parameters
+        ----------
+        image : array
+            NumPy, Dask or Zarr, of real numbers, 2D or more. A 2D model walks the
+            leading axes of a stack; a 3D model takes volumes.
+        axes : str, optional
+            Names of the image's axes from TCZYX, such as ``"TZYX"`` or ``"YXC"``;
+            guessed from the shape where missing.
+        rgb : bool
+            Whether the last axis is colour; used in guessing.
+        channels : str or tuple of int
+            How the image's channels enter the network; see
+            `napari_attunet.intensity.choose_channels`.
+        attention : bool
+            Whether to return what every gate attended to.
+        probabilities : bool
+            Whether to return the probabilities of the classes.
+        output : {"classes", "objects"}, optional
+            What probabilities become; by default what the model says.
+        objects : ObjectSettings, optional
+            Used for objects; by default the model's own.
+        threshold : float, optional
+            Used for classes: how probable a class must be to stand against the
+            background; by default the most probable class wins.
+
+        Returns
+        -------
+        generator
+            Yields `Progress`, returns `Segmentation`. Closing it ends the work before
+            the next tile and frees its memory.
+
+        Raises
+        ------
+        DataError
+            If the image cannot be used.
+        DeviceError
+            If even the smallest tile doesn't fit into memory.
+        """
+        spec = self.model.spec
+        network = spec.network
+        axes = axes or guess_axes(
+            tuple(image.shape),
+            ndim=network.ndim,
+            in_channels=network.in_channels,
+            rgb=rgb,
+        )
+        view = ImageView(image, axes, ndim=network.ndim)
+        yield Progress(0, 1, "Measuring intensities")
+        sample = view.sample()
+        mix = choose_channels(
+            channels,
+            n_channels=view.n_channels,
+            has_channels=view.has_channels,
+            spec_channels=spec.channels,
+            sample=sample,
+            dtype=np.dtype(image.dtype),
+        )
+        job = _Job(
+            view=view,
+            mix=mix,
+            scale=measure_scaling(spec.normalization, mix(sample)),
+            attention=attention,
+            probabilities=probabilities,
+            output=output or spec.output,
+            labeller=_labeller(spec, output or spec.output, objects, threshold),
+        )
+        start = time.perf_counter()
+        result = yield from self._with_fallbacks(job)
+        result.record["seconds"] = round(time.perf_counter() - start, 3)
+        return result
+
+    def _with_fallbacks(self, job: _Job) -> Steps[Segmentation]:
+        """Run the job; out of memory, halve the tile; at last, take the CPU."""
+        device = self.device
+        network = self.model.spec.network
+        tile = self._tile or default_tile(network, job.view.spatial_shape, self._halo)
+        smallest = tuple(max(SMALLEST_TILE, d) for d in network.divisor)
+        fallbacks: list[str] = []
+        try:
+            while True:
+                try:
+                    result = yield from self._run(job, device, tile)
+                except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                    if not _is_out_of_memory(error):
+                        raise
+                else:
+                    result.record["fallbacks"] = fallbacks
+                    return result
+                # outside the except block, so that the error no longer holds tensors
+                _free(device)
+                if any(t > s for t, s in zip(tile, smallest, strict=True)):
+                    halves = (-(-t // 2) for t in tile)
+                    tile = tuple(map(max, zip(halves, smallest, strict=True)))
+                    fallbacks.append(
+                        f"{device.name} ran out of memory: went on with tiles of "
+                        f"{' x '.join(map(str, tile))}."
+                    )
+                elif device.name != "cpu":
+                    device = choose_device("cpu")
+                    tile = default_tile(network, job.view.spatial_shape, self._halo)
+                    fallbacks.append("The GPU ran out of memory: went on with the CPU.")
+                else:
+                    raise DeviceError(
+                        f"Memory does not suffice even for tiles of {tile}: close other "
+                        "programs, or take a smaller model or part of the image."
+                    )
+                yield Progress(0, 1, fallbacks[-1])
+        finally:
+            self.model.network.to("cpu")
+            _free(device)
+
+    def _run(
+        self, job: _Job, device: Device, tile: tuple[int, ...]
+    ) -> Steps[Segmentation]:
+        """Segment every frame with this device and tile size."""
+        view, spec = job.view, self.model.spec
+        network = self.model.network.to(device.name)
+        if spec.network.ndim == 2:  # a fifth faster on the CPU, and exact
+            network = network.to(memory_format=torch.channels_last)
+        tiling = Tiling(
+            view.spatial_shape,
+            tile=tile,
+            halo=self._halo,
+            divisor=spec.network.divisor,
+        )
+        frames = list(view.frames())
+        total = len(frames) * len(tiling)
+        canvas = Canvas(
+            view,
+            tiling,
+            n_classes=spec.n_classes,
+            gates=gate_grids(spec.network) if job.attention else (),
+            keep_probabilities=job.probabilities,
+            labeller=job.labeller,
+        )
+        done = 0
+        for number, frame in enumerate(frames):
+            for part in tiling:
+                where = f"frame {number + 1} of {len(frames)}, " if frames[1:] else ""
+                yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
+                pixels = view.read_reflected(
+                    frame,
+                    tuple(r.start for r in part.read),
+                    tuple(r.stop for r in part.read),
+                )
+                x = torch.from_numpy(job.scale(job.mix(pixels)))[None].to(device.name)
+                with threads(self._threads) as thread_count, torch.inference_mode():
+                    explained = network.explain(x)
+                    canvas.put(
+                        frame,
+                        part,
+                        _probabilities(explained.logits)[0].cpu().numpy(),
+                        [a.alpha[0, 0].cpu().numpy() for a in explained.attention],
+                    )
+                del explained, x
+                done += 1
+            if job.output == "objects":
+                yield Progress(done, total, "Separating objects")
+            canvas.finish(frame)
+        wide = all(map(int.__ge__, self._halo, spec.network.halo))
+        record = {
+            "model": spec.key,
+            "device": str(device),
+            "device_reason": device.reason,
+            "threads": thread_count,
+            "tile": list(tile),
+            "tiles": len(tiling),
+            "halo": list(self._halo),
+            "exact": len(tiling) == 1 or (spec.network.is_local and wide),
+            "axes": view.axes,
+            "channels": job.mix.description,
+            "output": job.output,
+        }
+        return Segmentation(
+            canvas.labels, view.label_axes, canvas.probabilities, canvas.maps(), record
+        )
+
+
+def segment(
+    image: Any, model: Model, *, device: str = "auto", **options: Any
+) -> Segmentation:
+    """Segment an image with a model; options as in `Segmenter.steps`."""
+    return Segmenter(model, device=device).segment(image, **options)
+
+
+def default_halo(network: NetworkSpec) -> tuple[int, ...]:
+    """Return the margin read around each tile, in pixels of each spatial axis.
+
+    In 2D all that an output depends on, so that tiles give the whole image's result.
+    In 3D at most `HALO_3D`, rounded up to the network's grid: not exact.
+    """
+    if network.ndim == 2:
+        return network.halo
+    return tuple(
+        min(halo, -(-HALO_3D // d) * d)
+        for halo, d in zip(network.halo, network.divisor, strict=True)
+    )
+
+
+def default_tile(
+    network: NetworkSpec, shape: Sequence[int], halo: Sequence[int]
+) -> tuple[int, ...]:
+    """Return the largest tile that fits into `ACTIVATION_BYTES`, evenly cut.
+
+    Parameters
+    ----------
+    network : NetworkSpec
+    shape, halo : sequence of int
+        Of the image and around each tile, in pixels of each spatial axis.
+    """
+    pixels = ACTIVATION_BYTES / (4 * LIVE_TENSORS * network.features[0])
+    padded = [-(-n // d) * d for n, d in zip(shape, network.divisor, strict=True)]
+    if math.prod(padded) <= pixels:
+        return tuple(padded)
+    # The longest axes are cut first, until what is read around a tile fits.
+    parts = [1] * network.ndim
+    while True:
+        tile = [
+            -(-n // (p * d)) * d
+            for n, p, d in zip(padded, parts, network.divisor, strict=True)
+        ]
+        read = [
+            min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)
+        ]
+        if math.prod(read) <= pixels:
+            return tuple(tile)
+        can = [
+            t if t > max(SMALLEST_TILE, d) else 0
+            for t, d in zip(tile, network.divisor, strict=True)
+        ]
+        if not any(can):
+            return tuple(tile)
+        parts[can.index(max(can))] += 1
+
+
+def gate_grids(network: NetworkSpec) -> tuple[tuple[int, ...], ...]:
+    """Return the scale of every gate's own grid, fine to coarse."""
+    if network.gate is None:
+        return ()
+    coarser = network.gate.signal == "coarse"
+    return tuple(network.scale(i + coarser) for i in range(network.levels - 1))
+
+
+def _labeller(
+    spec: ModelSpec,
+    output: str,
+    objects: ObjectSettings | None,
+    threshold: float | None,
+) -> Labeller:
+    if output not in ("classes", "objects"):
+        raise DataError(f"The output is 'classes' or 'objects', got {output!r}.")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise DataError(f"The threshold lies between 0 and 1, got {threshold}.")
+    if output == "classes":
+        return ClassLabeller(threshold)
+    return ObjectLabeller(objects or spec.objects, has_boundary=spec.output == "objects")
+
+
+def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return class probabilities, background first; (N, K, *spatial) float32."""
+    if logits.shape[1] == 1:
+        foreground = torch.sigmoid(logits.float())
+        return torch.cat((1 - foreground, foreground), dim=1)
+    return logits.float().softmax(1)
+
+
+def _per_axis(
+    value: int | Sequence[int] | None, network: NetworkSpec, name: str, least: int
+) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    values = (value,) * network.ndim if isinstance(value, int) else tuple(value)
+    if len(values) != network.ndim or min(values) < least:
+        raise DataError(
+            f"The {name} is one number or {network.ndim} numbers from {least}, "
+            f"got {value}."
+        )
+    return values
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # CUDA has a type of its own; MPS and the CPU's allocator only say so.
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return "out of memory" in text or "can't allocate memory" in text
+
+
+def _free(device: Device) -> None:
+    """Give cached memory back to the GPU."""
+    if device.name.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif device.name.startswith("mps"):
+        torch.mps.empty_cache()

@@ -1,0 +1,290 @@
+"""From images with labels to batches: crops, augmentation, targets, weights.
+
+Every batch is a pure function of the settings and the step's number, so a resumed
+training sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from monai import transforms
+from scipy import ndimage
+from skimage.color import hed2rgb, rgb2hed
+from torch import Tensor
+from torch.nn import functional as F
+
+from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.errors import DataError
+from napari_attunet.intensity import choose_channels, measure_scaling
+from napari_attunet.objects import object_targets
+from napari_attunet.spec import ModelSpec
+from napari_attunet.training.settings import Augmentation, TrainingSettings
+
+__all__ = ["Batch", "CropSampler", "Pair", "data_hash"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """An image and its labels.
+
+    Attributes
+    ----------
+    image : array
+        Any shape that the model takes.
+    labels : array of int
+        The image's shape without its channels; objects or classes as the model says.
+    axes : str, optional
+        Names of the image's axes, such as ``"YXC"``; guessed where missing.
+    name : str
+        For messages.
+    """
+
+    image: Any
+    labels: npt.NDArray[np.integer[Any]]
+    axes: str | None = None
+    name: str = "image"
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One step's worth.
+
+    Attributes
+    ----------
+    images : Tensor of float32, (N, C, *spatial)
+    targets : Tensor of int64, (N, *spatial)
+        Class of each pixel.
+    weights : Tensor of float32, (N, *spatial)
+    """
+
+    images: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def data_hash(pairs: Sequence[Pair]) -> str:
+    """Return a SHA-256 over images and labels, whatever their order and names."""
+    digests = []
+    for pair in pairs:
+        digest = hashlib.sha256()
+        for array in (np.asarray(pair.image), np.asarray(pair.labels)):
+            digest.update(f"{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digests.append(digest.hexdigest())
+    return hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()
+
+
+class CropSampler:
+    """Draws augmented batches from images held in memory.
+
+    Parameters
+    ----------
+    pairs : sequence of Pair
+    spec : ModelSpec
+        Says how pixels and labels are to be read.
+    settings : TrainingSettings
+
+    Raises
+    ------
+    DataError
+        If there are no images, shapes differ, or labels are out of range.
+    """
+
+    def __init__(
+        self, pairs: Sequence[Pair], spec: ModelSpec, settings: TrainingSettings
+    ) -> None:
+        if not pairs:
+            raise DataError("Training needs at least one image with labels, got none.")
+        self._spec = spec
+        self._settings = settings
+        self._frames = [f for pair in pairs for f in _frames(pair, spec)]
+        # Rich images teach more, but not in proportion: neighbours repeat each other.
+        wealth = [np.sqrt(max(1, _count(labels))) for _, labels in self._frames]
+        self._chance = np.asarray(wealth) / np.sum(wealth)
+        self._crop = tuple(
+            -(-c // d) * d
+            for c, d in zip(settings.crop, spec.network.divisor, strict=True)
+        )
+        self._vary = _intensity_transform(settings.augmentation)
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of that step."""
+        rng = np.random.default_rng((self._settings.seed, step))
+        crops = [self._draw(rng) for _ in range(self._settings.batch_size)]
+        images, targets, weights = zip(*crops, strict=True)
+        return Batch(torch.stack(images), torch.stack(targets), torch.stack(weights))
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        image, labels = self._frames[rng.choice(len(self._frames), p=self._chance)]
+        augmentation = self._settings.augmentation
+        matrix = _random_matrix(rng, self._spec.network.ndim, augmentation)
+        pixels, drawn = _warp(image, labels, matrix, self._crop, rng)
+        if augmentation.stain and pixels.shape[0] == 3:
+            pixels = _vary_stain(pixels, rng, augmentation.stain)
+        if augmentation.intensity:
+            self._vary.set_random_state(int(rng.integers(2**31)))
+            pixels = torch.as_tensor(np.asarray(self._vary(pixels)))
+        if rng.random() < augmentation.invert:
+            pixels = 1 - pixels
+        target, weight = self._target(drawn)
+        return (
+            pixels.float(),
+            torch.from_numpy(target.astype(np.int64)),
+            torch.from_numpy(weight),
+        )
+
+    def _target(
+        self, labels: npt.NDArray[np.int32]
+    ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.float32]]:
+        weight = np.ones(labels.shape, np.float32)
+        if self._spec.output == "classes":
+            return labels, weight
+        width = self._settings.boundary_width
+        weight += np.float32(self._settings.contact_weight) * contacts(labels)
+        return object_targets(labels, boundary_width=width), weight
+
+
+def contacts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
+    """Return the object pixels that have another object within two pixels."""
+    size = (5,) * labels.ndim
+    highest = ndimage.maximum_filter(labels, size)
+    unlabelled = np.iinfo(labels.dtype).max
+    lowest = ndimage.minimum_filter(np.where(labels > 0, labels, unlabelled), size)
+    found: npt.NDArray[np.bool_] = (labels > 0) & (highest != lowest)
+    return found
+
+
+def _count(labels: npt.NDArray[np.integer[Any]]) -> int:
+    return int(np.count_nonzero(np.bincount(labels.ravel())[1:]))
+
+
+def _frames(
+    pair: Pair, spec: ModelSpec
+) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
+    """Return (C, *spatial) network input and labels of every frame of a pair."""
+    ndim, channels = spec.network.ndim, spec.network.in_channels
+    image = pair.image
+    axes = pair.axes or guess_axes(image.shape, ndim=ndim, in_channels=channels)
+    view = ImageView(image, axes, ndim=ndim)
+    labels = np.asarray(pair.labels)
+    if labels.shape != view.label_shape:
+        raise DataError(
+            f"{pair.name}: labels of shape {labels.shape} don't fit an image of shape "
+            f"{tuple(image.shape)} ({axes}); {view.label_shape} is needed."
+        )
+    if labels.dtype.kind not in "iub":
+        raise DataError(f"{pair.name}: labels must be whole numbers, not {labels.dtype}.")
+    most = np.iinfo(np.int32).max if spec.output == "objects" else spec.n_classes - 1
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
+        raise DataError(
+            f"{pair.name}: labels go from {labels.min()} to {labels.max()}, but must "
+            f"lie between 0 and {most}."
+        )
+    sample = view.sample()
+    mix = choose_channels(
+        "auto",
+        n_channels=view.n_channels,
+        has_channels=view.has_channels,
+        spec_channels=spec.channels,
+        sample=sample,
+        dtype=image.dtype,
+    )
+    scale = measure_scaling(spec.normalization, mix(sample))
+    whole = tuple(slice(0, n) for n in view.spatial_shape)
+    label_view = ImageView(labels, view.label_axes, ndim=ndim)
+    return [
+        (
+            scale(mix(view.read(frame, whole))),
+            label_view.read(frame, whole)[0].astype(np.int32),
+        )
+        for frame in view.frames()
+    ]
+
+
+def _random_matrix(
+    rng: np.random.Generator, ndim: int, augmentation: Augmentation
+) -> npt.NDArray[np.float64]:
+    """Return the matrix from output pixels to source pixels, axes (Z)YX."""
+    low, high = np.log(augmentation.zoom)
+    usual = np.clip(0.0, low, high)  # most crops stay near the size they have
+    zoom = np.exp(rng.triangular(low, usual, high) if low < high else usual)
+    stretch = np.exp(rng.uniform(-1, 1, ndim) * augmentation.stretch / 2)
+    matrix = np.diag(1 / (zoom * stretch))
+    if augmentation.flip:
+        matrix = matrix @ np.diag(rng.choice((-1.0, 1.0), ndim))
+    if augmentation.rotate:
+        angle = rng.uniform(0, 2 * np.pi)
+        turn = np.eye(ndim)
+        turn[-2:, -2:] = (
+            (np.cos(angle), -np.sin(angle)),
+            (np.sin(angle), np.cos(angle)),
+        )
+        matrix = turn @ matrix
+    return matrix
+
+
+def _warp(
+    image: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int32],
+    matrix: npt.NDArray[np.float64],
+    crop: tuple[int, ...],
+    rng: np.random.Generator,
+) -> tuple[Tensor, npt.NDArray[np.int32]]:
+    """Return a random crop under a linear map; what lies outside is mirrored in."""
+    size = np.asarray(labels.shape, float)
+    reach = np.abs(matrix) @ np.asarray(crop) / 2  # half the crop's box in the source
+    room = np.maximum(size / 2 - reach, 0)
+    centre = size / 2 + rng.uniform(-1, 1, size.shape) * room
+    # torch wants x first, and both grids from -1 to 1 across the pixels' outer edges.
+    to_unit = (matrix * np.asarray(crop)) / size[:, None]
+    shift = 2 * centre / size - 1
+    theta = np.concatenate((to_unit[::-1, ::-1], shift[::-1, None]), axis=1)
+    grid = F.affine_grid(
+        torch.from_numpy(theta).float()[None], [1, 1, *crop], align_corners=False
+    )
+    source = torch.from_numpy(image)[None]
+    pixels = F.grid_sample(
+        source, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+    )
+    # float32 holds whole numbers up to 2**24, more objects than any crop has
+    numbers = torch.from_numpy(labels).float()[None, None]
+    drawn = F.grid_sample(
+        numbers, grid, mode="nearest", padding_mode="reflection", align_corners=False
+    )
+    return pixels[0], drawn[0, 0].numpy().astype(np.int32)
+
+
+def _intensity_transform(augmentation: Augmentation) -> transforms.Compose:
+    """Return MONAI's random brightness, contrast, gamma, light, blur and noise."""
+    s = augmentation.intensity
+    return transforms.Compose(
+        [
+            transforms.RandGaussianSmooth(
+                (0.3, 0.3 + 1.2 * s), (0.3, 0.3 + 1.2 * s), (0.3, 0.3 + 1.2 * s), prob=0.2
+            ),
+            transforms.RandAdjustContrast(
+                prob=0.4, gamma=(1 / (1 + 0.8 * s), 1 + 0.8 * s)
+            ),
+            transforms.RandBiasField(degree=2, coeff_range=(0.0, 0.25 * s), prob=0.15),
+            transforms.RandScaleIntensity(factors=0.4 * s, prob=0.5),
+            transforms.RandShiftIntensity(offsets=0.1 * s, prob=0.5),
+            transforms.RandGaussianNoise(prob=0.4, std=0.08 * s),
+        ]
+    )
+
+
+def _vary_stain(pixels: Tensor, rng: np.random.Generator, spread: float) -> Tensor:
+    """Scale and shift the concentrations of each stain of an RGB crop in 0..1."""
+    rgb = np.clip(pixels.numpy(), 0, 1)
+    stains = rgb2hed(rgb, channel_axis=0)
+    gain = rng.uniform(1 - spread, 1 + spread, (3,) + (1,) * (rgb.ndim - 1))
+    shift = rng.uniform(-0.05, 0.05, gain.shape) * spread
+    varied = hed2rgb(stains * gain + shift, channel_axis=0)
+    return torch.from_numpy(varied.astype(np.float32))

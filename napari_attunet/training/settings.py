@@ -1,0 +1,107 @@
+"""What a training is told: frozen, validated, JSON; kept in the model's record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from napari_attunet.errors import ModelError
+
+__all__ = ["Augmentation", "TrainingSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Augmentation:
+    """How a crop is varied each time it is drawn.
+
+    Attributes
+    ----------
+    zoom : tuple of float
+        Limits of the magnification; on a logarithmic scale, the nearer to 1 the likelier.
+    rotate, flip : bool
+        Any angle in the YX plane; mirror each axis (in 3D never Z into Y or X).
+    stretch : float
+        Largest relative difference of magnification between axes.
+    intensity : float
+        Strength of brightness, contrast, gamma, uneven light, noise and blur; 1 is
+        strong, 0 is off.
+    stain : float
+        Spread of the stain concentrations and of the background in RGB images
+        (Tellez et al. 2019, https://arxiv.org/abs/1902.06543); 0 is off.
+    invert : float
+        Probability of turning bright into dark.
+    """
+
+    zoom: tuple[float, float] = (0.5, 2.0)
+    rotate: bool = True
+    flip: bool = True
+    stretch: float = 0.15
+    intensity: float = 1.0
+    stain: float = 0.0
+    invert: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.zoom[0] <= self.zoom[1]:
+            raise ModelError(f"Zoom limits must rise from above 0, got {self.zoom}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSettings:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    steps : int
+        Optimiser steps.
+    batch_size : int
+        Crops in a step.
+    crop : tuple of int
+        Pixels of a crop; rounded up to what the network can take.
+    learning_rate, weight_decay : float
+        Peak of warm-up and cosine decay, and decay, of AdamW (Loshchilov and Hutter
+        2019, https://arxiv.org/abs/1711.05101).
+    warmup : int
+        Steps of linear warm-up.
+    average : float
+        Decay of the exponential moving average of the weights, which is what is
+        validated and kept; 0 is off.
+    contact_weight : float
+        Extra weight of pixels where objects touch (Ronneberger et al. 2015,
+        https://arxiv.org/abs/1505.04597, in a simpler form).
+    class_weights : tuple of float
+        Weight of each class in the cross-entropy; empty for equal ones.
+    dice_weight : float
+        Weight of the Dice loss beside the cross-entropy.
+    boundary_width : float
+        Width in pixels of the boundary class inside objects.
+    validate_every : int
+        Steps between validations and checkpoints.
+    half_precision : bool
+        bfloat16 autocast, where the processor has it.
+    seed : int
+        Of initial weights, crops and augmentation.
+    augmentation : Augmentation
+        How crops are varied.
+    """
+
+    steps: int = 2000
+    batch_size: int = 4
+    crop: tuple[int, ...] = (256, 256)
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup: int = 100
+    average: float = 0.998
+    contact_weight: float = 3.0
+    class_weights: tuple[float, ...] = ()
+    dice_weight: float = 1.0
+    boundary_width: float = 2.0
+    validate_every: int = 500
+    half_precision: bool = True
+    seed: int = 0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validate_every"):
+            if getattr(self, name) < 1:
+                raise ModelError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 <= self.average < 1:
+            raise ModelError(f"average must lie in [0, 1), got {self.average}.")

@@ -1,0 +1,322 @@
+"""Trains a network: a generator of steps that can be stopped and resumed anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from napari_attunet import evaluation
+from napari_attunet.devices import choose_device, threads
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.model import Model
+from napari_attunet.progress import Progress, Steps
+from napari_attunet.segmenter import Segmenter
+from napari_attunet.spec import ModelSpec
+from napari_attunet.training.losses import segmentation_loss
+from napari_attunet.training.samples import CropSampler, Pair, data_hash
+from napari_attunet.training.settings import TrainingSettings
+
+__all__ = ["train", "validate"]
+
+logger = logging.getLogger(__name__)
+
+#: Gradients are clipped to this norm: a rare crop must not throw the weights away.
+GRADIENT_NORM = 5.0
+
+
+def train(
+    start: Model | ModelSpec,
+    pairs: Sequence[Pair],
+    validation: Sequence[Pair],
+    settings: TrainingSettings,
+    *,
+    device: str = "auto",
+    thread_count: int | None = None,
+    checkpoint: Path | None = None,
+) -> Steps[Model]:
+    """Train a model, from given weights or from scratch.
+
+    Parameters
+    ----------
+    start : Model or ModelSpec
+        Weights to go on from (left untouched), or what to build.
+    pairs, validation : sequence of Pair
+        Images to learn from, and others to choose the best weights by. Without the
+        latter the last weights are taken.
+    settings : TrainingSettings
+    device : str
+        As in `Segmenter`.
+    thread_count : int, optional
+        Threads of the CPU.
+    checkpoint : Path, optional
+        Written at every validation. If it is there and belongs to the same data,
+        start and settings, training goes on from it.
+
+    Returns
+    -------
+    generator
+        Yields `Progress` with ``loss`` in its values, and the scores where it
+        validated; returns the best `Model`, whose ``spec.training`` is its record.
+
+    Raises
+    ------
+    DataError
+        If images or labels cannot be used, or the loss stops being a number.
+    ModelError
+        If the checkpoint belongs to another training.
+    """
+    spec = start.spec if isinstance(start, Model) else start
+    yield Progress(0, settings.steps, "Preparing images")
+    sampler = CropSampler(pairs, spec, settings)
+    identity = _identity(start, pairs, validation, settings)
+    chosen = choose_device(device)
+    state = _State(start, settings, chosen.name)
+    if checkpoint is not None and checkpoint.exists():
+        state.load(checkpoint, identity)
+    began = time.perf_counter()
+    while state.step < settings.steps:
+        with threads(thread_count):
+            loss = state.advance(sampler)
+        if not math.isfinite(loss):
+            raise DataError(
+                f"The loss became {loss} at step {state.step}: lower the learning rate, "
+                "and look for images that hold no finite values."
+            )
+        values = {"loss": loss, "learning_rate": state.rate}
+        last = state.step == settings.steps
+        if state.step % settings.validate_every == 0 or last:
+            if validation:
+                scores = validate(
+                    state.averaged(), validation, device=device, threads=thread_count
+                )
+                values |= scores
+                state.keep(_merit(scores), scores)
+            else:
+                state.keep(float(state.step), {})
+            state.history.append({"step": state.step, **values})
+            if checkpoint is not None:
+                state.save(checkpoint, identity)
+        yield Progress(state.step, settings.steps, "Training", values)
+    record = {
+        "settings": dataclasses.asdict(settings),
+        "data": {
+            "sha256": data_hash(pairs),
+            "images": len(pairs),
+            "validation_sha256": data_hash(validation),
+            "validation_images": len(validation),
+        },
+        "started_from": start.spec.key if isinstance(start, Model) else None,
+        "device": str(chosen),
+        "torch": torch.__version__,
+        "best_step": state.best_step,
+        "scores": state.best_scores,
+        "history": state.history,
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+    trained = dataclasses.replace(spec, training=record)
+    return Model.from_weights(trained, state.best_weights)
+
+
+def validate(
+    model: Model,
+    pairs: Sequence[Pair],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+) -> dict[str, float]:
+    """Return the scores of a model on labelled images, by name.
+
+    ``dice`` for classes is the mean over foreground classes that occur; objects have
+    ``dice`` of the foreground, ``ap50`` (mean over images), ``ap50_pooled`` and
+    ``ap70``.
+    """
+    segmenter = Segmenter(model, device=device, threads=threads)
+    results = [
+        (segmenter.segment(p.image, axes=p.axes).labels, np.asarray(p.labels))
+        for p in pairs
+    ]
+    if model.spec.output == "classes":
+        n = model.spec.n_classes
+        table = np.array([evaluation.class_dice(a, b, n)[1:] for a, b in results])
+        return {"dice": float(np.nanmean(table))}
+    scores = evaluation.score(results)
+    return {
+        "dice": scores.dice,
+        "ap50": scores.ap50,
+        "ap50_pooled": scores.ap50_pooled,
+        "ap70": scores.ap70,
+    }
+
+
+def _merit(scores: dict[str, float]) -> float:
+    """Return the one number that the best weights are chosen by."""
+    names = ("dice", "ap50", "ap50_pooled")
+    return float(np.mean([scores[n] for n in names if n in scores]))
+
+
+class _State:
+    """All that changes while training, and how it is kept in a checkpoint."""
+
+    def __init__(
+        self, start: Model | ModelSpec, settings: TrainingSettings, device: str
+    ) -> None:
+        self._settings = settings
+        self._device = device
+        if isinstance(start, Model):
+            model = Model.from_weights(start.spec, start.network.state_dict())
+        else:
+            model = Model.fresh(start, seed=settings.seed)
+        self._spec = model.spec
+        self.network = model.network.to(device).train()
+        if self._spec.network.ndim == 2:
+            self.network = self.network.to(memory_format=torch.channels_last)
+        self._average = AveragedModel(
+            self.network,
+            multi_avg_fn=get_ema_multi_avg_fn(settings.average),
+            use_buffers=True,
+        )
+        self._optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
+        self.step = 0
+        self.rate = 0.0
+        self.history: list[dict[str, float]] = []
+        self.best_step = 0
+        self.best_merit = -math.inf
+        self.best_scores: dict[str, float] = {}
+        self.best_weights = self._weights()
+
+    def advance(self, sampler: CropSampler) -> float:
+        """Take one optimiser step and return its loss."""
+        settings = self._settings
+        batch = sampler.batch(self.step)
+        self.rate = settings.learning_rate * _schedule(self.step, settings)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.rate
+        images = batch.images.to(self._device)
+        if self._spec.network.ndim == 2:
+            images = images.to(memory_format=torch.channels_last)
+        kind = self._device.split(":")[0]
+        with torch.autocast(
+            kind, torch.bfloat16, enabled=settings.half_precision and kind != "mps"
+        ):
+            explained = self.network.explain(images)
+        loss = segmentation_loss(
+            explained.logits,
+            batch.targets.to(self._device),
+            batch.weights.to(self._device),
+            class_weights=settings.class_weights,
+            dice_weight=settings.dice_weight,
+            auxiliary=explained.auxiliary,
+        )
+        self._optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+        self._optimizer.step()
+        self.step += 1
+        self._update_average()
+        return float(loss.detach())
+
+    def _update_average(self) -> None:
+        # A long memory is useless while the weights still run away from their start.
+        decay = min(self._settings.average, self.step / (self.step + 10))
+        self._average.multi_avg_fn = get_ema_multi_avg_fn(decay)
+        self._average.update_parameters(self.network)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        weights = self._average.module.state_dict()
+        return {k: v.detach().cpu().clone() for k, v in weights.items()}
+
+    def averaged(self) -> Model:
+        """Return the averaged model as it is now."""
+        return Model.from_weights(self._spec, self._weights())
+
+    def keep(self, merit: float, scores: dict[str, float]) -> None:
+        """Remember the averaged weights if they are the best so far."""
+        if merit > self.best_merit:
+            self.best_merit, self.best_step = merit, self.step
+            self.best_scores, self.best_weights = scores, self._weights()
+
+    def save(self, path: Path, identity: str) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = {
+            "identity": identity,
+            "step": self.step,
+            "network": self.network.state_dict(),
+            "average": self._average.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "history": self.history,
+            "best": (self.best_step, self.best_merit, self.best_scores),
+            "best_weights": self.best_weights,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.new")
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+
+    def load(self, path: Path, identity: str) -> None:
+        """Go on from a checkpoint of the same training."""
+        try:
+            state: dict[str, Any] = torch.load(
+                path, map_location=self._device, weights_only=True
+            )
+        except Exception as error:  # noqa: BLE001 - torch raises many kinds
+            raise ModelError(
+                f"The checkpoint {path} cannot be read ({error}). Delete it to begin anew."
+            ) from error
+        if state.get("identity") != identity:
+            raise ModelError(
+                f"The checkpoint {path} belongs to another training (data, start or "
+                "settings differ). Delete it to begin anew, or choose another."
+            )
+        self.step = state["step"]
+        self.network.load_state_dict(state["network"])
+        self._average.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.history = state["history"]
+        self.best_step, self.best_merit, self.best_scores = state["best"]
+        self.best_weights = state["best_weights"]
+        logger.info("resumed %s at step %d", path, self.step)
+
+
+def _schedule(step: int, settings: TrainingSettings) -> float:
+    """Return the share of the peak learning rate: linear warm-up, then cosine."""
+    warmup = min(settings.warmup, settings.steps // 10)
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, settings.steps - warmup)
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _identity(
+    start: Model | ModelSpec,
+    pairs: Sequence[Pair],
+    validation: Sequence[Pair],
+    settings: TrainingSettings,
+) -> str:
+    """Return what makes two trainings the same, as a hash."""
+    digest = hashlib.sha256()
+    spec = start.spec if isinstance(start, Model) else start
+    facts = (spec, settings)
+    digest.update(json.dumps([dataclasses.asdict(f) for f in facts]).encode())
+    for data in (pairs, validation):
+        digest.update(data_hash(data).encode())
+    if isinstance(start, Model):
+        for name, tensor in sorted(start.network.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
