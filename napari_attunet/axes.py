@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from napari_attunet.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = ["AXES", "ImageView", "LazyArray", "guess_axes"]
 
@@ -278,7 +280,7 @@ class ImageView:
         return self.in_label_axes(region, [int(i) for i in frame])
 
     def to_label_order(self, block: NDArray[Any]) -> NDArray[Any]:
-        """Transpose a block from ``(..., [Z,] Y, X)`` to the order of the labels' axes."""
+        """Transpose a block from ``(..., [Z,] Y, X)`` to the labels' order."""
         before = block.ndim - len(self.spatial_axes)
         own = [a for a in self.label_axes if a in self.spatial_axes]
         order = [before + self.spatial_axes.index(a) for a in own]

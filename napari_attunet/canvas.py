@@ -54,8 +54,13 @@ class Labeller(Protocol):
     image never needs all classes in memory; the whole frame of that is then labelled.
     """
 
-    kept: int
-    dtype: npt.DTypeLike
+    @property
+    def kept(self) -> int:
+        """How many values are kept of each pixel."""
+
+    @property
+    def dtype(self) -> npt.DTypeLike:
+        """Of what is kept."""
 
     def reduce(self, probabilities: Floats) -> npt.NDArray[Any]:
         """Return (kept, *spatial) of a tile's (K, *spatial) probabilities."""
@@ -76,11 +81,10 @@ class ClassLabeller:
         """Return the class of each pixel."""
         return class_labels(probabilities, threshold=self.threshold)[None]
 
-    def label(
-        self, frame: npt.NDArray[np.int32], first: int
-    ) -> npt.NDArray[np.int32]:
+    def label(self, frame: npt.NDArray[np.int32], first: int) -> npt.NDArray[np.int32]:
         """Return the classes."""
-        return frame[0]
+        classes: npt.NDArray[np.int32] = frame[0]
+        return classes
 
 
 @dataclass(frozen=True, slots=True)

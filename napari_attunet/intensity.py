@@ -8,14 +8,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from skimage.color import rgb2hed
 
 from napari_attunet.errors import DataError
 from napari_attunet.spec import Normalization
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 __all__ = [
     "CHANNEL_CHOICES",
@@ -49,6 +51,8 @@ BRIGHT_MEDIAN = 0.5
 #: tissue in stained slides covers 2 % and more.
 COLOURED = 0.1
 COLOURED_SHARE = 0.01
+#: So many pixels tell such shares well enough.
+SUGGESTION_PIXELS = 100_000
 #: Values closer together than so many rounding errors are the same value.
 ROUNDING = 4
 
@@ -362,8 +366,8 @@ def _mismatch(n_channels: int, has_channels: bool, spec_channels: Sequence[str])
     """Say what doesn't fit, and what to choose."""
     wanted = len(spec_channels)
     message = (
-        f"The image has {_count(n_channels, has_channels)}, but the model takes {wanted} "
-        f"({', '.join(spec_channels)})."
+        f"The image has {_count(n_channels, has_channels)}, but the model takes "
+        f"{wanted} ({', '.join(spec_channels)})."
     )
     if n_channels > wanted:
         what = "which channel" if wanted == 1 else f"which {wanted} channels"
@@ -402,6 +406,7 @@ def _full_scale(sample: NDArray[Any], dtype: np.dtype[Any]) -> float:
 
 def _suggest(sample: NDArray[Any], full: float) -> str:
     """Name the choice that most likely shows nuclei bright in a colour picture."""
+    sample = sample[:, :: max(1, sample.shape[1] // SUGGESTION_PIXELS)]
     values = sample[:, np.isfinite(sample).all(axis=0)] / full
     if not values.size:
         return "luminance"

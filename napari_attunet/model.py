@@ -58,8 +58,9 @@ class Model:
         with torch.device("meta"):
             network = AttentionUNet(spec.network)
         wanted = network.state_dict()
-        missing, extra = sorted(wanted.keys() - weights.keys()), sorted(
-            weights.keys() - wanted.keys()
+        missing, extra = (
+            sorted(wanted.keys() - weights.keys()),
+            sorted(weights.keys() - wanted.keys()),
         )
         if missing or extra:
             raise ModelError(

@@ -100,7 +100,11 @@ def object_labels(
     foreground = total >= settings.foreground_threshold
     del total
     labels = _components(foreground)
-    seeds = _components(foreground & (interior >= settings.seed_threshold))
+    # In `object_targets`, interiors of two objects never share a face or an edge (the
+    # pixels between would have to belong to both): such neighbours are one seed.
+    seeds = _components(
+        foreground & (interior >= settings.seed_threshold), diagonals=True
+    )
     del foreground
     _split(labels, seeds, interior)
     del seeds
@@ -163,10 +167,11 @@ def object_targets(
     return targets
 
 
-def _components(mask: npt.NDArray[np.bool_]) -> Labels:
-    """Number the connected parts of a mask, neighbours sharing a face."""
+def _components(mask: npt.NDArray[np.bool_], *, diagonals: bool = False) -> Labels:
+    """Number the connected parts of a mask, neighbours sharing a face or an edge."""
+    neighbours = ndimage.generate_binary_structure(mask.ndim, 2 if diagonals else 1)
     components = np.empty(mask.shape, np.int32)
-    ndimage.label(mask, output=components)
+    ndimage.label(mask, neighbours, output=components)
     return components
 
 
@@ -175,13 +180,22 @@ def _split(
 ) -> None:
     """Divide, in place, every region that holds more than one seed."""
     seeded = seeds > 0
-    region_of_seed = np.zeros(int(seeds.max()) + 1, np.int32)
+    last_seed = int(seeds.max())
+    lowest, highest = _extrema(seeds[seeded], regions[seeded], last_seed)
+    astride = seeded & (lowest < highest)[seeds]  # across an edge, in two regions
+    if astride.any():
+        pairs = np.stack([seeds[astride], regions[astride]])
+        _, number = np.unique(pairs, axis=1, return_inverse=True)
+        seeds[astride] = last_seed + 1 + number.ravel()
+        last_seed = int(seeds.max())
+    region_of_seed = np.zeros(last_seed + 1, np.int32)
     region_of_seed[seeds[seeded]] = regions[seeded]
-    seeds_in_region = np.bincount(region_of_seed[1:], minlength=int(regions.max()) + 1)
+    last_region = int(regions.max())
+    seeds_in_region = np.bincount(region_of_seed, minlength=last_region + 1)
+    seeds_in_region[0] = 0
     crowded = np.flatnonzero(seeds_in_region > 1)
     if crowded.size == 0:
         return
-    first_free = seeds_in_region.size
     boxes = ndimage.find_objects(regions)
     for region in crowded:
         box = boxes[region - 1]
@@ -194,7 +208,19 @@ def _split(
             -interior[box].astype(np.float32), markers=local, mask=here & ~core
         )
         parts[core] = local[core]
-        regions[box][here] = parts[here] + (first_free - 1)
+        regions[box][here] = parts[here] + last_region
+
+
+def _extrema(groups: Labels, values: Labels, last: int) -> tuple[Labels, Labels]:
+    """Return the lowest and the highest value of each group from 0 to ``last``.
+
+    Of a group without values, the lowest is above the highest, which is 0.
+    """
+    lowest = np.full(last + 1, np.iinfo(np.int32).max, np.int32)
+    highest = np.zeros(last + 1, np.int32)
+    np.minimum.at(lowest, groups, values)
+    np.maximum.at(highest, groups, values)
+    return lowest, highest
 
 
 def _fill_holes(labels: Labels) -> None:
@@ -203,20 +229,21 @@ def _fill_holes(labels: Labels) -> None:
     Background that reaches the image's border, or that touches two objects, stays.
     """
     holes = _components(labels == 0)
-    n_holes = int(holes.max())
-    lowest = np.full(n_holes + 1, np.iinfo(np.int32).max, np.int32)
-    highest = np.zeros(n_holes + 1, np.int32)
+    last = int(holes.max())
+    closed = np.ones(last + 1, bool)
+    lowest = np.full(last + 1, np.iinfo(np.int32).max, np.int32)
+    highest = np.zeros(last + 1, np.int32)
     for axis in range(labels.ndim):
         by_axis = np.moveaxis(holes, axis, 0)
-        lowest[by_axis[0]] = lowest[by_axis[-1]] = 0
+        closed[by_axis[0]] = closed[by_axis[-1]] = False
         before = (slice(None),) * axis + (slice(None, -1),)
         after = (slice(None),) * axis + (slice(1, None),)
         for hole_side, object_side in ((before, after), (after, before)):
             hole, neighbour = holes[hole_side], labels[object_side]
             meets = (hole > 0) & (neighbour > 0)
-            np.minimum.at(lowest, hole[meets], neighbour[meets])
-            np.maximum.at(highest, hole[meets], neighbour[meets])
-    filling = np.where(lowest == highest, highest, 0)
+            low, high = _extrema(hole[meets], neighbour[meets], last)
+            lowest, highest = np.minimum(lowest, low), np.maximum(highest, high)
+    filling = np.where(closed & (lowest == highest), highest, 0)
     filling[0] = 0
     labels += filling[holes]
 

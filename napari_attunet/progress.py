@@ -38,7 +38,9 @@ class Progress:
 Steps = Generator[Progress, None, R]
 
 
-def drain(steps: Steps[R], on_progress: Callable[[Progress], object] | None = None) -> R:
+def drain(
+    steps: Steps[R], on_progress: Callable[[Progress], object] | None = None
+) -> R:
     """Run a generator of steps to its end and return its result.
 
     Parameters

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
+from scipy.interpolate import CubicSpline
 from skimage import color, data
 
 from napari_attunet.errors import DataError
@@ -215,7 +216,7 @@ def _photograph(scene: _Scene, random: np.random.Generator) -> npt.NDArray[np.ui
     # The point spread function is longer along z.
     psf = (1.8, 1.0, 1.0) if volume else (1.15, 1.15)
     focused = ndimage.gaussian_filter(scene.glow, psf)
-    haze = ndimage.gaussian_filter(scene.glow, 9.0, mode="nearest")
+    haze = ndimage.gaussian_filter(scene.glow, 9.0, mode="nearest", truncate=2)
     medium = 0.05 + 0.02 * _smooth(shape, random)
     light = 1 + 0.12 * _smooth(shape, random)
     if volume:
@@ -232,12 +233,11 @@ def _photograph(scene: _Scene, random: np.random.Generator) -> npt.NDArray[np.ui
 
 def _smooth(shape: tuple[int, ...], random: np.random.Generator) -> Floats:
     """Return a slowly varying field between about -2 and 2, whatever the size."""
-    coarse = random.normal(size=(4,) * len(shape))
-    places = np.meshgrid(
-        *(np.linspace(0.5, 2.5, size) for size in shape), indexing="ij"
-    )
-    field: Floats = ndimage.map_coordinates(coarse, places, order=3, mode="mirror")
-    return field.astype(np.float32)
+    field = random.normal(size=(5,) * len(shape)).clip(-2, 2)
+    for axis, size in enumerate(shape):
+        field = CubicSpline(np.arange(5), field, axis=axis)(np.linspace(0.5, 3.5, size))
+    smooth: Floats = field.astype(np.float32)
+    return smooth
 
 
 def _number(labels: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:

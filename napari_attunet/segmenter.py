@@ -13,6 +13,13 @@ import numpy.typing as npt
 import torch
 
 from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.canvas import (
+    AttentionMap,
+    Canvas,
+    ClassLabeller,
+    Labeller,
+    ObjectLabeller,
+)
 from napari_attunet.devices import Device, choose_device, threads
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.intensity import (
@@ -23,7 +30,6 @@ from napari_attunet.intensity import (
     measure_scaling,
 )
 from napari_attunet.model import Model
-from napari_attunet.canvas import AttentionMap, Canvas, ClassLabeller, Labeller, ObjectLabeller
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 from napari_attunet.tiling import Tiling
@@ -258,9 +264,7 @@ class Segmenter:
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
         view, spec = job.view, self.model.spec
-        network = self.model.network.to(device.name)
-        if spec.network.ndim == 2:  # a fifth faster on the CPU, and exact
-            network = network.to(memory_format=torch.channels_last)
+        network = self.model.network.to(device.name).channels_last()
         tiling = Tiling(
             view.spatial_shape,
             tile=tile,
@@ -363,9 +367,7 @@ def default_tile(
             -(-n // (p * d)) * d
             for n, p, d in zip(padded, parts, network.divisor, strict=True)
         ]
-        read = [
-            min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)
-        ]
+        read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
         if math.prod(read) <= pixels:
             return tuple(tile)
         can = [
@@ -397,7 +399,9 @@ def _labeller(
         raise DataError(f"The threshold lies between 0 and 1, got {threshold}.")
     if output == "classes":
         return ClassLabeller(threshold)
-    return ObjectLabeller(objects or spec.objects, has_boundary=spec.output == "objects")
+    return ObjectLabeller(
+        objects or spec.objects, has_boundary=spec.output == "objects"
+    )
 
 
 def _probabilities(logits: torch.Tensor) -> torch.Tensor:

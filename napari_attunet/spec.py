@@ -110,7 +110,9 @@ class NetworkSpec:
     deep_supervision: bool = False
 
     def __post_init__(self) -> None:
-        _check(self.ndim in (2, 3), f"A network has 2 or 3 dimensions, not {self.ndim}.")
+        _check(
+            self.ndim in (2, 3), f"A network has 2 or 3 dimensions, not {self.ndim}."
+        )
         _check(
             self.in_channels > 0 and self.out_channels > 0,
             "A network needs at least one input and one output channel, got "
@@ -143,7 +145,8 @@ class NetworkSpec:
     def scale(self, level: int) -> tuple[int, ...]:
         """Input pixels in one pixel of a level, for each axis (level 0 is the finest)."""
         return tuple(
-            math.prod(s[axis] for s in self.strides[:level]) for axis in range(self.ndim)
+            math.prod(s[axis] for s in self.strides[:level])
+            for axis in range(self.ndim)
         )
 
     @property
@@ -194,7 +197,10 @@ class NetworkSpec:
             if level:
                 stride = strides[level - 1]
                 low, high = low * stride, high * stride + stride - 1
-                low, high = min(low, needs[level - 1][0]), max(high, needs[level - 1][1])
+                low, high = (
+                    min(low, needs[level - 1][0]),
+                    max(high, needs[level - 1][1]),
+                )
         reach = max(-low, high - (cell - 1))
         return math.ceil(reach / cell) * cell
 
@@ -263,7 +269,9 @@ class ObjectSettings:
         for name in ("seed_threshold", "foreground_threshold"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} must lie between 0 and 1, got {value}.")
-        _check(self.min_size >= 0, f"min_size must not be negative, got {self.min_size}.")
+        _check(
+            self.min_size >= 0, f"min_size must not be negative, got {self.min_size}."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +289,8 @@ class ModelSpec:
     network : NetworkSpec
         The architecture.
     channels : tuple of str
-        What the input channels are, such as ``("grey",)`` or ``("red", "green", "blue")``.
+        What the input channels are, such as ``("grey",)`` or
+        ``("red", "green", "blue")``.
     classes : tuple of str
         Names of the classes, background first; a sigmoid network names two.
     colors : tuple of str
@@ -319,7 +328,9 @@ class ModelSpec:
 
     def __post_init__(self) -> None:
         _check(
-            bool(self.name) and not set(self.name) & set('/\\@:*?"<>|') and self.name[0] != ".",
+            bool(self.name)
+            and not set(self.name) & set('/\\@:*?"<>|')
+            and self.name[0] != ".",
             f"{self.name!r} cannot name a model: use letters, digits, dashes and dots.",
         )
         _check(self.version >= 1, f"Versions count from 1, got {self.version}.")
@@ -331,7 +342,8 @@ class ModelSpec:
             object.__setattr__(self, "classes", names)
         _check(
             len(self.channels) == self.network.in_channels,
-            f"{self.network.in_channels} input channels need as many names, got {self.channels}.",
+            f"{self.network.in_channels} input channels need as many names, got "
+            f"{self.channels}.",
         )
         _check(
             len(self.classes) == self.n_classes,
@@ -383,7 +395,10 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if kind is Any:
         return data
     if origin is typing.Literal:
-        _check(data in arguments, f"{where} must be one of {list(arguments)}, got {data!r}.")
+        _check(
+            data in arguments,
+            f"{where} must be one of {list(arguments)}, got {data!r}.",
+        )
         return data
     if origin in (typing.Union, types.UnionType):
         if data is None:
@@ -393,7 +408,9 @@ def _build(kind: Any, data: Any, where: str) -> Any:
     if origin is tuple:
         _check(isinstance(data, list), f"{where} must be a list, got {data!r}.")
         if arguments[-1] is Ellipsis:
-            return tuple(_build(arguments[0], d, f"{where}[{i}]") for i, d in enumerate(data))
+            return tuple(
+                _build(arguments[0], d, f"{where}[{i}]") for i, d in enumerate(data)
+            )
         _check(len(data) == len(arguments), f"{where} needs {len(arguments)} values.")
         return tuple(_build(a, d, where) for a, d in zip(arguments, data, strict=True))
     if origin is dict:
@@ -403,7 +420,10 @@ def _build(kind: Any, data: Any, where: str) -> Any:
         _check(isinstance(data, dict), f"{where} must be an object, got {data!r}.")
         hints = typing.get_type_hints(kind)
         unknown = sorted(set(data) - set(hints))
-        _check(not unknown, f"{where} has unknown fields {unknown}; a newer version wrote it?")
+        _check(
+            not unknown,
+            f"{where} has unknown fields {unknown}; a newer version wrote it?",
+        )
         values = {k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()}
         try:
             return kind(**values)  # type: ignore[operator]

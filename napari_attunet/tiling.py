@@ -77,7 +77,7 @@ class Tiling:
                write                  [==============]
         last   read                           [--------------]   clamped to padded
                write                                  [===]      clipped to the image
-                                      <--- tile ----> <-halo>
+                                      <---- tile ----><-halo->
 
     Iterating yields the `Tile` objects, the last axis fastest; ``len`` counts them.
 

@@ -76,6 +76,13 @@ def test_as_many_pairs_as_can_be_are_made_at_low_thresholds():
     assert match_objects(prediction, truth, 0.2) == Matches(2, 0, 0)
 
 
+def test_below_zero_is_background():
+    truth = row((-1, 4), (1, 4), (-2, 2))
+    prediction = row((-7, 3), (1, 5), (0, 2))
+    assert match_objects(prediction, truth, 0.8) == Matches(1, 0, 0)
+    assert dice(prediction, truth) == 2 * 4 / (5 + 4)
+
+
 def test_no_objects():
     nothing, one = np.zeros((4, 4), int), np.eye(4, dtype=int)
     assert match_objects(nothing, nothing) == Matches(0, 0, 0)

@@ -123,11 +123,13 @@ def test_equals_one_watershed_of_the_whole_image(seed, ndim, seed_threshold):
         min_size=0, fill_holes=False, seed_threshold=seed_threshold
     )
     foreground = interior + boundary >= 0.5
-    markers, n = ndimage.label(foreground & (interior >= seed_threshold))
+    near = ndimage.generate_binary_structure(ndim, 2)
+    markers, n = ndimage.label(foreground & (interior >= seed_threshold), near)
     regions, _ = ndimage.label(foreground)
     without = foreground & ~np.isin(regions, regions[markers > 0])
     markers[without] = regions[without] + n
-    expected = watershed(-interior, markers, mask=foreground)
+    whole = watershed(-interior, markers, mask=foreground).astype(np.int64)
+    expected = whole + regions * 10**6  # one diagonal seed may serve two regions
     assert is_same_partition(object_labels(interior, boundary, options), expected)
 
 
@@ -172,6 +174,23 @@ def test_a_seed_splits_and_no_seed_does_not():
     assert np.all(labels[:, 5:] == labels[0, 8])
     high = ObjectSettings(seed_threshold=0.95)
     assert np.all(object_labels(interior, foreground - interior, high) == 1)
+
+
+def test_a_seed_across_a_corner_counts_in_both_regions():
+    interior = np.zeros((4, 10), np.float32)
+    interior[:2, :5] = [0.9, 0.9, 0.3, 0.9, 0.9]
+    interior[2:, 5:] = 0.8  # meets the one above at a corner only
+    boundary = np.where(interior == np.float32(0.3), 0.5, 0)
+    labels = object_labels(interior, boundary, PLAIN)
+    assert labels.max() == 3
+    assert len({labels[0, 0], labels[0, 4], labels[3, 9]}) == 3
+
+
+def test_a_hole_at_the_border_stays():
+    interior = np.ones((4, 5), np.float32)
+    interior[0, 2] = interior[2, 2] = 0
+    labels = object_labels(interior, 0 * interior, ObjectSettings(min_size=0))
+    assert (labels[0, 2], labels[2, 2]) == (0, 1)
 
 
 def test_a_hole_that_holds_or_touches_another_object_stays():

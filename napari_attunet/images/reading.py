@@ -21,7 +21,8 @@ import numpy.typing as npt
 import tifffile
 import zarr
 
-from napari_attunet.errors import DataError
+from napari_attunet.axes import AXES
+from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.images.names import image_format, is_zarr
 from napari_attunet.images.units import SECONDS, factor_between, unit_name
 
@@ -32,9 +33,6 @@ LAZY_ABOVE = 2**28
 
 #: Coarser resolutions (72, 300, 600 dpi) are habits of programs, not measurements.
 _COARSEST_PIXEL = 25e-6  # metres
-
-#: Letters of the axes, in the order in which both OME formats want them.
-ORDER = "TCZYX"
 
 _log = logging.getLogger(__name__)
 
@@ -87,16 +85,11 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
     read = {"tif": _read_tiff, "png": _read_picture, "ome-zarr": _read_zarr}[kind]
     try:
         return read(path)
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        SyntaxError,
-        TypeError,
-        ImportError,
-    ) as error:
-        # A reader meets a damaged file in as many ways as there are damages (Pillow
-        # even raises SyntaxError); a missing codec is an ImportError or ValueError.
+    except (AttUnetError, MemoryError):
+        raise
+    # A damaged file makes the libraries raise nearly anything: struct, zlib and codec
+    # errors, KeyError, SyntaxError (Pillow).
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         if "imagecodecs" in reason:
             reason += "; run: pip install imagecodecs"
@@ -137,10 +130,12 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
 
 
 def _read_picture(path: Path) -> ImageFile:
-    pixels = imageio.imread(path, index=0)
+    # One plugin by name: in search of one, imageio leaves damaged files open.
+    with imageio.imopen(path, "r", plugin="pillow") as file:
+        pixels = file.read(index=0)
+        dpi = file.metadata(index=0).get("dpi", (0, 0))
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2):  # grey, grey with transparency
         pixels = pixels[..., 0]
-    dpi = imageio.immeta(path, index=0).get("dpi", (0, 0))
     size = _measured({a: d / 0.0254 for a, d in zip("XY", dpi, strict=True)}, 1.0)
     axes = "YXC" if pixels.ndim == 3 else "YX"
     return ImageFile(data=pixels, axes=axes, pixel_size=size, unit=_unit_of(size))
@@ -171,7 +166,7 @@ def _read_tiff(path: Path) -> ImageFile:
 def _tiff_axes(letters: str) -> str | None:
     """Translate tifffile's axis letters (S samples, I pages, Q unknown), or give up."""
     axes = letters.replace("S", "C")
-    unknown = sorted(set(axes) - set(ORDER))
+    unknown = sorted(set(axes) - set(AXES))
     if len(unknown) == 1 and "C" in axes and "Z" not in axes:
         axes = axes.replace(unknown[0], "Z")  # pages of colour pictures are a stack
         unknown = []
@@ -284,13 +279,13 @@ def _read_zarr(path: Path) -> ImageFile:
 def _zarr_axes(axes: Sequence[Any] | None, ndim: int) -> str | None:
     """Return the axes' letters; versions 0.1 and 0.2 have none and mean TCZYX."""
     if axes is None:
-        return ORDER if ndim == len(ORDER) else None
+        return AXES if ndim == len(AXES) else None
     letters = ""
     for axis in axes:
         name = str(axis["name"] if isinstance(axis, dict) else axis).upper()
         kind = axis.get("type") if isinstance(axis, dict) else None
         letters += {"time": "T", "channel": "C"}.get(str(kind), name)
-    known = len(letters) == ndim == len(set(letters)) and set(letters) <= set(ORDER)
+    known = len(letters) == ndim == len(set(letters)) and set(letters) <= set(AXES)
     return letters if known else None
 
 

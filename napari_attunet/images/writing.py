@@ -26,6 +26,7 @@ import numpy.typing as npt
 import tifffile
 import zarr
 
+from napari_attunet.axes import AXES
 from napari_attunet.errors import DataError
 from napari_attunet.images.names import image_format, image_stem
 from napari_attunet.images.units import UNITS
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from napari_attunet.segmenter import AttentionMap
 
 __all__ = ["write_attention", "write_labels", "write_probabilities"]
-
-#: Order in which both OME formats want the axes.
-ORDER = "TCZYX"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,9 +184,9 @@ def _omero_channel(name: str) -> dict[str, Any]:
 def _write(
     path: Path, array: npt.NDArray[Any], axes: str, grid: _Grid, extra: dict[str, Any]
 ) -> None:
-    if len(axes) != array.ndim or set(axes) - set(ORDER) or len(set(axes)) < len(axes):
+    if len(axes) != array.ndim or set(axes) - set(AXES) or len(set(axes)) < len(axes):
         raise ValueError(f"Axes {axes!r} don't name an array of shape {array.shape}.")
-    order = sorted(range(len(axes)), key=lambda i: ORDER.index(axes[i]))
+    order = sorted(range(len(axes)), key=lambda i: AXES.index(axes[i]))
     axes = "".join(axes[i] for i in order)
     array = np.ascontiguousarray(array.transpose(order))
     write = {"tif": _write_tiff, "png": _write_png, "ome-zarr": _write_zarr}[
@@ -205,15 +203,17 @@ def _replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield temporary
-        if (
-            path.is_dir() and not path.is_symlink()
-        ):  # a folder can't be replaced at once
-            old = temporary.with_suffix(".old")
+        old = temporary.with_suffix(".old")
+        if path.is_dir():  # a folder can't be replaced in one step
             path.replace(old)
+        try:
             temporary.replace(path)
+        except OSError:
+            if old.exists():
+                old.replace(path)
+            raise
+        if old.exists():
             shutil.rmtree(old)
-        else:
-            temporary.replace(path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
@@ -243,7 +243,11 @@ def _write_png(
     if metres and {"X", "Y"} <= set(grid.size):
         options["dpi"] = tuple(0.0254 / (grid.size[a] * metres) for a in "XY")
     picture = array.reshape(array.shape[-2:])
-    path.write_bytes(imageio.imwrite("<bytes>", picture, extension=".png", **options))
+    path.write_bytes(
+        imageio.imwrite(
+            "<bytes>", picture, extension=".png", plugin="pillow", **options
+        )
+    )
 
 
 def _write_tiff(

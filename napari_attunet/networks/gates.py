@@ -147,8 +147,9 @@ class _ProjectedGate(Gate):
         # so where the others are normalised by instance or group it is left alone.
         psi_norm = spec.norm if spec.norm == "batch" else None
         self.psi = nn.Sequential(conv(ndim, channels, 1), norm(ndim, psi_norm, 1))
-        last = self.psi[1] if psi_norm else self.psi[0]
-        nn.init.constant_(last.bias, OPEN_BIAS)
+        for name, parameter in self.psi[1 if psi_norm else 0].named_parameters():
+            if name == "bias":
+                nn.init.constant_(parameter, OPEN_BIAS)
         self._interpolation = LAYERS[ndim].interpolation
 
     @abstractmethod
@@ -162,7 +163,10 @@ class _ProjectedGate(Gate):
         spread = alpha
         if alpha.shape[2:] != skip.shape[2:]:
             spread = F.interpolate(
-                alpha, size=skip.shape[2:], mode=self._interpolation, align_corners=False
+                alpha,
+                size=skip.shape[2:],
+                mode=self._interpolation,
+                align_corners=False,
             )
         return Gated(skip * spread, alpha)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from napari_attunet.spec import Activation, Norm
 
@@ -132,8 +132,3 @@ class Up(nn.Sequential):
         super().__init__(
             *steps, norm(ndim, norm_kind, out_channels), nn.ReLU(inplace=True)
         )
-
-    def forward(self, x: Tensor) -> Tensor:  # narrows nn.Sequential's Any
-        """Return the up-sampled features."""
-        result: Tensor = super().forward(x)
-        return result

@@ -107,6 +107,19 @@ class AttentionUNet(nn.Module):
             stride=spec.strides[level] if coarse else (1,) * spec.ndim,
         )
 
+    def channels_last(self) -> AttentionUNet:
+        """Lay the weights out channels last, which is faster in 2D, and return self.
+
+        Convolutions pass the layout of their weights on to what they compute.
+        """
+        if self.spec.ndim == 2:
+            for parameter in self.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(
+                        memory_format=torch.channels_last
+                    )
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, out_channels, *spatial); see `explain`."""
         return self.explain(x).logits

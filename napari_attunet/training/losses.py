@@ -78,4 +78,5 @@ def _single_loss(
     dice = DiceLoss(include_background=False, batch=True)(
         logits.softmax(1) * counts, truth
     )
-    return cross_entropy + dice_weight * dice
+    total: Tensor = cross_entropy + dice_weight * dice
+    return total

@@ -180,7 +180,9 @@ def _frames(
             f"{tuple(image.shape)} ({axes}); {view.label_shape} is needed."
         )
     if labels.dtype.kind not in "iub":
-        raise DataError(f"{pair.name}: labels must be whole numbers, not {labels.dtype}.")
+        raise DataError(
+            f"{pair.name}: labels must be whole numbers, not {labels.dtype}."
+        )
     most = np.iinfo(np.int32).max if spec.output == "objects" else spec.n_classes - 1
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
         raise DataError(
@@ -267,7 +269,10 @@ def _intensity_transform(augmentation: Augmentation) -> transforms.Compose:
     return transforms.Compose(
         [
             transforms.RandGaussianSmooth(
-                (0.3, 0.3 + 1.2 * s), (0.3, 0.3 + 1.2 * s), (0.3, 0.3 + 1.2 * s), prob=0.2
+                (0.3, 0.3 + 1.2 * s),
+                (0.3, 0.3 + 1.2 * s),
+                (0.3, 0.3 + 1.2 * s),
+                prob=0.2,
             ),
             transforms.RandAdjustContrast(
                 prob=0.4, gamma=(1 / (1 + 0.8 * s), 1 + 0.8 * s)

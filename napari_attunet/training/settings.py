@@ -16,7 +16,8 @@ class Augmentation:
     Attributes
     ----------
     zoom : tuple of float
-        Limits of the magnification; on a logarithmic scale, the nearer to 1 the likelier.
+        Limits of the magnification; on a logarithmic scale, the nearer to 1 the
+        likelier.
     rotate, flip : bool
         Any angle in the YX plane; mirror each axis (in 3D never Z into Y or X).
     stretch : float
@@ -102,6 +103,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every"):
             if getattr(self, name) < 1:
-                raise ModelError(f"{name} must be at least 1, got {getattr(self, name)}.")
+                raise ModelError(
+                    f"{name} must be at least 1, got {getattr(self, name)}."
+                )
         if not 0 <= self.average < 1:
             raise ModelError(f"average must lie in [0, 1), got {self.average}.")

@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,8 +91,8 @@ def train(
             loss = state.advance(sampler)
         if not math.isfinite(loss):
             raise DataError(
-                f"The loss became {loss} at step {state.step}: lower the learning rate, "
-                "and look for images that hold no finite values."
+                f"The loss became {loss} at step {state.step}: lower the learning "
+                "rate, and look for images that hold no finite values."
             )
         values = {"loss": loss, "learning_rate": state.rate}
         last = state.step == settings.steps
@@ -180,9 +179,7 @@ class _State:
         else:
             model = Model.fresh(start, seed=settings.seed)
         self._spec = model.spec
-        self.network = model.network.to(device).train()
-        if self._spec.network.ndim == 2:
-            self.network = self.network.to(memory_format=torch.channels_last)
+        self.network = model.network.to(device).train().channels_last()
         self._average = AveragedModel(
             self.network,
             multi_avg_fn=get_ema_multi_avg_fn(settings.average),
@@ -209,8 +206,6 @@ class _State:
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate
         images = batch.images.to(self._device)
-        if self._spec.network.ndim == 2:
-            images = images.to(memory_format=torch.channels_last)
         kind = self._device.split(":")[0]
         with torch.autocast(
             kind, torch.bfloat16, enabled=settings.half_precision and kind != "mps"
@@ -267,7 +262,7 @@ class _State:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.new")
         torch.save(state, temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def load(self, path: Path, identity: str) -> None:
         """Go on from a checkpoint of the same training."""
@@ -275,9 +270,10 @@ class _State:
             state: dict[str, Any] = torch.load(
                 path, map_location=self._device, weights_only=True
             )
-        except Exception as error:  # noqa: BLE001 - torch raises many kinds
+        except Exception as error:
             raise ModelError(
-                f"The checkpoint {path} cannot be read ({error}). Delete it to begin anew."
+                f"The checkpoint {path} cannot be read ({error}). Delete it to begin "
+                "anew."
             ) from error
         if state.get("identity") != identity:
             raise ModelError(

@@ -1,0 +1,213 @@
+"""Long work in a thread: progress, cancel, and no trace of it afterwards.
+
+superqt's workers are not used, for three reasons: they swallow a ``RuntimeError`` of
+the work (which is what PyTorch raises) and then never end; they leave a cancelled
+generator open, with all its memory; and they patch ``warnings.showwarning`` for as
+long as they run, which two at a time never undo.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from qtpy.QtCore import QCoreApplication, QObject, QRunnable, QThreadPool, Signal, Slot
+
+from napari_attunet.progress import Progress, Steps
+
+__all__ = ["Job", "TimeLeft", "load_torch"]
+
+
+class Job(QObject):
+    """Steps that run in a thread and tell of it in the thread of the GUI.
+
+    Connect methods of QObjects only: Qt cuts these connections by itself when the
+    receiver is deleted. A job that is deleted, as the child of a widget is with it,
+    stops at its next step.
+
+    Parameters
+    ----------
+    make_steps : callable
+        Returns the generator; called in the thread, like everything in it.
+    parent : QObject, optional
+    """
+
+    progressed = Signal(object)  # Progress
+    succeeded = Signal(object)  # what the steps return
+    failed = Signal(object)  # the exception
+    ended = Signal()  # last of all, however it ended
+
+    def __init__(
+        self, make_steps: Callable[[], Steps[Any]], parent: QObject | None = None
+    ) -> None:
+        super().__init__(parent)
+        self._work = _Work(make_steps)
+        self._cancelled = False
+        self.destroyed.connect(self._work.stop.set)
+        self._work.news.progressed.connect(self._on_progressed)
+        self._work.news.ended.connect(self._on_ended)
+        application = QCoreApplication.instance()
+        if application is not None:  # it waits for all threads when it quits
+            application.aboutToQuit.connect(self.cancel)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._work.launch()
+
+    @Slot()
+    def cancel(self) -> None:
+        """Stop at the next step; from now on, only `ended` is emitted."""
+        self._cancelled = True
+        self._work.stop.set()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
+    @Slot(object)
+    def _on_progressed(self, progress: Progress) -> None:
+        if not self._cancelled:
+            self.progressed.emit(progress)
+
+    @Slot(object, object)
+    def _on_ended(self, result: Any, error: Exception | None) -> None:
+        if not self._cancelled:
+            if error is None:
+                self.succeeded.emit(result)
+            else:
+                self.failed.emit(error)
+        self.ended.emit()
+        self.deleteLater()
+
+
+class _News(QObject):
+    """Carries what happens in a thread to the thread of the GUI."""
+
+    progressed = Signal(object)
+    ended = Signal(object, object)
+
+
+class _Work(QRunnable):
+    """The part of a job that lives in the thread, and may outlive the job."""
+
+    # Held here until the thread is done, and let go in the thread of the GUI: what
+    # Qt still has to deliver must not lose its sender.
+    alive: ClassVar[set[_Work]] = set()
+
+    def __init__(self, make_steps: Callable[[], Steps[Any]]) -> None:
+        super().__init__()
+        self.setAutoDelete(False)
+        self.stop = threading.Event()
+        self.news = _News()
+        self._make_steps: Callable[[], Steps[Any]] | None = make_steps
+
+    def launch(self) -> None:
+        self.alive.add(self)
+        self.news.ended.connect(self._let_go)
+        QThreadPool.globalInstance().start(self)
+
+    def run(self) -> None:
+        result = error = None
+        try:
+            result = self._drain()
+        except BaseException as caught:  # noqa: BLE001 - Qt aborts the process otherwise
+            # Its frames would keep images and tensors for as long as napari keeps
+            # the message.
+            traceback.clear_frames(caught.__traceback__)
+            error = caught
+        self.news.ended.emit(result, error)
+
+    def _drain(self) -> Any:
+        make_steps, self._make_steps = self._make_steps, None
+        if self.stop.is_set() or make_steps is None:
+            return None
+        steps = make_steps()
+        try:
+            for_next = iter(steps)
+            while not self.stop.is_set():
+                try:
+                    self.news.progressed.emit(next(for_next))
+                except StopIteration as end:
+                    return end.value
+            return None
+        finally:
+            steps.close()  # frees the memory now, in this thread
+
+    def _let_go(self, *_: object) -> None:
+        self.alive.discard(self)
+        self.news.deleteLater()
+
+
+class TimeLeft:
+    """How long work will go on, from how it went so far.
+
+    Parameters
+    ----------
+    clock : callable
+        Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start: tuple[float, int] | None = None
+
+    def __call__(self, progress: Progress) -> str:
+        """Return words such as ``"about 40 s left"``, or nothing if unknown."""
+        now, done = self._clock(), progress.done
+        if self._start is None or done < self._start[1]:  # it began again
+            self._start = (now, done)
+        began, first = self._start
+        if done == first or progress.total <= done:
+            return ""
+        seconds = (now - began) / (done - first) * (progress.total - done)
+        if seconds < 90:
+            return f"about {max(1, round(seconds))} s left"
+        if seconds < 90 * 60:
+            return f"about {round(seconds / 60)} min left"
+        return f"about {seconds / 3600:.1f} h left"
+
+
+def load_torch() -> None:
+    """Import PyTorch in a thread without stopping the window, as far as possible.
+
+    Two things in ``import torch`` stop every other thread for hundreds of
+    milliseconds: the dynamic linker initialises its large libraries under the
+    interpreter's lock, and its many new objects set off full collections of garbage,
+    which find none. So the libraries are opened first by a foreign call, which holds
+    no lock, and the collector rests meanwhile.
+    """
+    if "torch" in sys.modules:
+        return
+    if sys.platform.startswith("linux"):
+        _open_libraries()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        importlib.import_module("torch")
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _open_libraries() -> None:
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        return
+    open_library = ctypes.CDLL(None).dlopen
+    open_library.restype = ctypes.c_void_p
+    open_library.argtypes = (ctypes.c_char_p, ctypes.c_int)
+    for name in ("libc10.so", "libtorch_cpu.so", "libtorch_python.so"):
+        library = Path(found.origin).parent / "lib" / name
+        # Should it fail, importing says why.
+        open_library(os.fsencode(library), os.RTLD_NOW | os.RTLD_LOCAL)

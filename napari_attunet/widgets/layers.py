@@ -1,0 +1,353 @@
+"""What a layer means, and where results belong: layers to arrays and back, no Qt.
+
+A result lies on its source through the source's own scale, translate, rotate, shear
+and affine, in which napari maps a pixel p to ::
+
+    world = affine @ (translate + rotate @ shear @ diag(scale) @ p)
+
+Cell i of a grid coarser by f covers the pixels f·i ... f·i + f - 1 and is centred at
+f·i + (f - 1) / 2. So a coarse layer has f times the scale, and is moved by the place
+of (f - 1) / 2 in the frame between ``diag(scale)`` and ``affine``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from napari.layers import Image, Labels, Layer
+
+from napari_attunet.axes import guess_axes
+
+__all__ = [
+    "Mark",
+    "Pose",
+    "array_of",
+    "attention_look",
+    "attention_name",
+    "axes_of",
+    "fingerprint",
+    "fit",
+    "is_result",
+    "labels_name",
+    "mark_of",
+    "results_of",
+    "set_mark",
+]
+
+Floats = npt.NDArray[np.float64]
+
+#: Where a layer's metadata tells what we know of it.
+KEY = "napari-attunet"
+
+#: What people write on the axes of a layer.
+AXIS_NAMES = {
+    **dict.fromkeys(("t", "time", "frame"), "T"),
+    **dict.fromkeys(("c", "ch", "channel"), "C"),
+    **dict.fromkeys(("z", "depth", "plane"), "Z"),
+    **dict.fromkeys(("y", "row"), "Y"),
+    **dict.fromkeys(("x", "column", "col"), "X"),
+}
+
+#: Longer than any colour axis and any number of channels.
+SURELY_NO_CHANNEL = 1 << 20
+
+
+# --- a layer as an array ---------------------------------------------------------
+
+
+def array_of(layer: Image) -> Any:
+    """Return a layer's pixels at full resolution, as lazy as they are.
+
+    The array has ``layer.ndim`` axes, and a last one of colours if the layer is RGB.
+    """
+    return layer.data[0] if layer.multiscale else layer.data
+
+
+def axes_of(layer: Image, *, ndim: int, in_channels: int = 1) -> str:
+    """Name the axes of `array_of` a layer.
+
+    The layer's own axis labels count if all of them are known ones (such as
+    ``("t", "y", "x")``). Else they are guessed from the shape; as the viewer shows the
+    last two axes of a layer as a picture, they are always Y and X unless it is RGB.
+
+    Parameters
+    ----------
+    layer : Image
+    ndim, in_channels : int
+        Spatial dimensions and input channels of the model.
+
+    Raises
+    ------
+    DataError
+        If the layer has too few or too many axes for the model.
+    """
+    named = [AXIS_NAMES.get(label.strip().lower(), "") for label in layer.axis_labels]
+    if all(named) and len(set(named)) == len(named) and {"Y", "X"} <= set(named):
+        if layer.rgb and "C" not in named:
+            return "".join(named) + "C"
+        if not layer.rgb:
+            return "".join(named)
+    shape = tuple(array_of(layer).shape)
+    axes = guess_axes(shape, ndim=ndim, in_channels=in_channels, rgb=layer.rgb)
+    if axes.endswith("C") and not layer.rgb:
+        shape = (*shape[:-1], SURELY_NO_CHANNEL)
+        axes = guess_axes(shape, ndim=ndim, in_channels=in_channels)
+    return axes
+
+
+# --- where results lie -----------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Pose:
+    """Where a layer of n axes lies in the world; a snapshot.
+
+    Attributes
+    ----------
+    scale, translate : (n,) array
+    rotate, shear : (n, n) array
+    affine : (n + 1, n + 1) array
+    units : tuple
+    axis_labels : tuple of str
+    """
+
+    scale: Floats
+    translate: Floats
+    rotate: Floats
+    shear: Floats
+    affine: Floats
+    units: tuple[Any, ...]
+    axis_labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, layer: Layer) -> Pose:
+        """Return where a layer lies now; RGB counts no colour axis."""
+        n = layer.ndim
+        shear = np.asarray(layer.shear, float)
+        if shear.ndim == 1:  # the upper triangle, row by row
+            vector, shear = shear, np.eye(n)
+            shear[np.triu_indices(n, 1)] = vector
+        return cls(
+            np.array(layer.scale, float),
+            np.array(layer.translate, float),
+            np.array(layer.rotate, float),
+            shear,
+            np.array(layer.affine.affine_matrix, float),
+            tuple(layer.units),
+            tuple(layer.axis_labels),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Pose) and all(
+            _same(value, getattr(other, name))
+            for name, value in self.arguments().items()
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.scale)
+
+    def coarser(self, factors: Sequence[float]) -> Pose:
+        """Return the pose of a grid with so many pixels in a cell, for each axis."""
+        f = np.asarray(factors, float)
+        if f.shape != self.scale.shape:
+            raise ValueError(f"{len(self.scale)} factors are needed, got {factors}")
+        shift = self.rotate @ self.shear @ (self.scale * (f - 1) / 2)
+        return replace(self, scale=self.scale * f, translate=self.translate + shift)
+
+    @property
+    def first_is_apart(self) -> bool:
+        """Whether no rotation, shear or affine mixes the first axis with the others."""
+        n = len(self.scale)
+        return not any(
+            m[0, 1:n].any() or m[1:n, 0].any()
+            for m in (self.rotate, self.shear, self.affine)
+        )
+
+    def without_first(self) -> Pose:
+        """Return the pose of a layer that lacks the first axis and fills it."""
+        return Pose(
+            self.scale[1:],
+            self.translate[1:],
+            self.rotate[1:, 1:],
+            self.shear[1:, 1:],
+            self.affine[1:, 1:],
+            self.units[1:],
+            self.axis_labels[1:],
+        )
+
+    def apply_to(self, layer: Layer) -> None:
+        """Move a layer here; what is right already is left alone."""
+        now = Pose.of(layer)
+        for name, value in self.arguments().items():
+            if not _same(value, getattr(now, name)):
+                setattr(layer, name, value)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the pose as arguments of a new layer."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    return bool(one == other)
+
+
+def fit(
+    values: npt.NDArray[Any],
+    factors: Sequence[int],
+    *,
+    axes: str,
+    shape: Sequence[int],
+    pose: Pose,
+) -> tuple[npt.NDArray[Any], Pose]:
+    """Return values and their pose, such that they lie on their source.
+
+    A result has no channels. Where its source shows channels along an axis of their
+    own, the result lacks it if it is the first one, and is then seen in each channel;
+    else it gets a single cell along it, as thick as all channels.
+
+    Parameters
+    ----------
+    values : array
+        Its axes are `axes` without C.
+    factors : sequence of int
+        Source pixels in a cell, for each axis of `values`.
+    axes, shape : str, sequence of int
+        Of the source's array.
+    pose : Pose
+        Of the source.
+    """
+    if "C" not in axes or len(axes) > len(pose.scale):  # grey, or RGB
+        return values, pose.coarser(factors)
+    channel = axes.index("C")
+    if channel == 0 and pose.first_is_apart:
+        return values, pose.without_first().coarser(factors)
+    thick = [*factors[:channel], shape[channel], *factors[channel:]]
+    return np.expand_dims(values, channel), pose.coarser(thick)
+
+
+# --- names and looks -------------------------------------------------------------
+
+
+def labels_name(source: str) -> str:
+    """Return the name of the labels of an image."""
+    return f"{source} · labels"
+
+
+def attention_name(source: str, name: str, level: int, levels: int) -> str:
+    """Return the name of a gate's layer, such as ``"cells · α level 1 (fine)"``."""
+    note = {1: " (fine)", levels: " (coarse)"}.get(level, "") if levels > 1 else ""
+    return f"{source} · {name}{note}"
+
+
+def attention_look(*, rgb: bool, volume: bool) -> dict[str, Any]:
+    """Return how attention is drawn over its source.
+
+    Light adds up on the dark ground of fluorescence; on the white ground of stained
+    tissue it would vanish, so there it covers half. Volumes are projections of light.
+    """
+    covering = rgb and not volume
+    return {
+        "colormap": "inferno" if covering else "magma",
+        "contrast_limits": (0.0, 1.0),
+        "interpolation2d": "nearest",
+        "interpolation3d": "nearest",
+        "blending": "translucent" if covering else "additive",
+        "opacity": 0.6,
+    }
+
+
+# --- which layers are ours -------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What a result layer knows about itself.
+
+    Attributes
+    ----------
+    source : hashable
+        ``unique_id`` of the layer that was segmented.
+    model : str
+        Key of the model.
+    role : str
+        ``"objects"``, ``"classes"`` or the name of an attention map.
+    layer : hashable
+        ``unique_id`` of the result layer; a duplicate that the user made carries a
+        copy of the original's mark, and is told apart by this.
+    fingerprint : str
+        Of labels as they were delivered; see `fingerprint`.
+    record : dict
+        How the segmentation was run.
+    """
+
+    source: Any
+    model: str
+    role: str
+    layer: Any
+    fingerprint: str
+    record: dict[str, Any]
+
+
+def set_mark(layer: Layer, mark: Mark) -> None:
+    """Write a mark into a layer's metadata."""
+    layer.metadata = {**layer.metadata, KEY: mark}
+
+
+def mark_of(layer: Layer) -> Mark | None:
+    """Return a layer's own mark."""
+    mark = layer.metadata.get(KEY)
+    if isinstance(mark, Mark) and mark.layer == layer.unique_id:
+        return mark
+    return None
+
+
+def is_result(layer: Layer) -> bool:
+    """Return whether a layer is a result, or a copy of one."""
+    return KEY in layer.metadata
+
+
+def results_of(layers: Iterable[Layer], source: Layer, model: str) -> list[Layer]:
+    """Return what this model has made of this source, newest first.
+
+    These may be updated in place, labels only if their fingerprint still holds.
+    """
+    found = []
+    for layer in layers:
+        mark = mark_of(layer)
+        if mark and (mark.source, mark.model) == (source.unique_id, model):
+            found.append(layer)
+    return found[::-1]
+
+
+def fingerprint(labels: Any) -> str:
+    """Return a short text that differs if any pixel, the shape or the dtype does.
+
+    Anything but a NumPy array gets an empty one, which matches no labels of ours.
+    """
+    if not isinstance(labels, np.ndarray):
+        return ""
+    digest = hashlib.blake2b(f"{labels.dtype} {labels.shape}".encode(), digest_size=16)
+    for part in labels if labels.ndim > 2 else [labels]:  # no copy of a whole volume
+        digest.update(np.ascontiguousarray(part).data)
+    return digest.hexdigest()
+
+
+def is_untouched(layer: Layer) -> bool:
+    """Return whether labels still are as they were delivered; reads every pixel."""
+    mark = mark_of(layer)
+    return (
+        isinstance(layer, Labels)
+        and mark is not None
+        and fingerprint(layer.data) == mark.fingerprint
+    )

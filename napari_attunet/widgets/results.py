@@ -1,0 +1,381 @@
+"""One segmentation of a layer: what it takes along, what it does, how it comes home.
+
+Nothing here knows Qt. A `Task` is put together in the thread of the GUI and holds all
+that the work needs; `compute` does the work in any thread, down to making new layers,
+which is slow for napari; `deliver` brings these to the viewer, one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from napari.layers import Image, Labels, Layer
+from napari.utils.colormaps import DirectLabelColormap
+
+from napari_attunet.progress import Progress, Steps
+from napari_attunet.spec import ModelSpec, ObjectSettings
+from napari_attunet.widgets.jobs import load_torch
+from napari_attunet.widgets.layers import (
+    Mark,
+    Pose,
+    array_of,
+    attention_look,
+    attention_name,
+    axes_of,
+    fingerprint,
+    fit,
+    labels_name,
+    mark_of,
+    results_of,
+    set_mark,
+)
+
+if TYPE_CHECKING:
+    from napari.components import LayerList
+
+__all__ = ["EditWatch", "Outcome", "Settings", "Task", "compute", "deliver", "plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the user chose.
+
+    Attributes
+    ----------
+    model : str
+        Path of the model's file.
+    device, channels, output, objects
+        As the segmenter takes them.
+    threads, tile : int, optional
+        As the segmenter takes them.
+    axes : str
+        Axes of the image; empty to find out.
+    attention : bool
+        Whether to show the gates.
+    """
+
+    model: str
+    device: str = "auto"
+    threads: int | None = None
+    tile: int | None = None
+    axes: str = ""
+    channels: str = "auto"
+    output: Literal["classes", "objects"] | None = None
+    objects: ObjectSettings | None = None
+    attention: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """All that a segmentation needs, so that nothing the user does meanwhile matters.
+
+    Attributes
+    ----------
+    image : array
+        Of the source, at full resolution.
+    rgb : bool
+    axes : str
+    pose : Pose
+    source_id : hashable
+        Of the source.
+    spec : ModelSpec
+    settings : Settings
+    present : dict of str to hashable
+        Layers with attention of an earlier run, by role.
+    earlier : tuple of (hashable, array, str)
+        Labels of earlier runs, newest first: layer, pixels, fingerprint on delivery.
+    """
+
+    image: Any
+    rgb: bool
+    axes: str
+    pose: Pose
+    source_id: Any
+    spec: ModelSpec
+    settings: Settings
+    present: dict[str, Any]
+    earlier: tuple[tuple[Any, Any, str], ...]
+
+    @property
+    def output(self) -> str:
+        """What the labels are: ``"objects"`` or ``"classes"``."""
+        return self.settings.output or self.spec.output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One layer to be.
+
+    Attributes
+    ----------
+    title : tuple
+        Arguments of `attention_name` after the source's name; empty for labels.
+    values : array
+        As the segmenter made them.
+    factors : tuple of int
+        Source pixels in a cell, for each axis of `values`.
+    mark : Mark
+        To be completed by the layer's own identity.
+    look : dict
+        Arguments of a new layer.
+    reuse : hashable, optional
+        ``unique_id`` of the layer to update.
+    fresh : Layer, optional
+        The new layer, if there is none to update.
+    """
+
+    title: tuple[Any, ...]
+    values: npt.NDArray[Any]
+    factors: tuple[int, ...]
+    mark: Mark
+    look: dict[str, Any]
+    reuse: Any = None
+    fresh: Layer | None = None
+
+    def make(self, task: Task, pose: Pose) -> Layer:
+        """Return a new layer for a source that lies so."""
+        values, place = self.fit(task, pose)
+        kind = Image if self.title else Labels
+        return kind(values, **self.look, **place.arguments())
+
+    def fit(self, task: Task, pose: Pose) -> tuple[npt.NDArray[Any], Pose]:
+        """Return the layer's values and pose for a source that lies so."""
+        return fit(
+            self.values, self.factors, axes=task.axes, shape=task.image.shape, pose=pose
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a task.
+
+    Attributes
+    ----------
+    task : Task
+    results : tuple of Result
+        In the order in which they are laid over the source.
+    summary : str
+        A sentence for people.
+    """
+
+    task: Task
+    results: tuple[Result, ...]
+    summary: str
+
+
+def plan(
+    layers: Sequence[Layer], source: Image, spec: ModelSpec, settings: Settings
+) -> Task:
+    """Return the task of segmenting a layer; quick, for the thread of the GUI.
+
+    Raises
+    ------
+    DataError
+        If the layer's axes don't suit the model.
+    """
+    axes = settings.axes or axes_of(
+        source, ndim=spec.network.ndim, in_channels=spec.network.in_channels
+    )
+    task = Task(
+        image=array_of(source),
+        rgb=source.rgb,
+        axes=axes,
+        pose=Pose.of(source),
+        source_id=source.unique_id,
+        spec=spec,
+        settings=settings,
+        present={},
+        earlier=(),
+    )
+    present: dict[str, Any] = {}
+    earlier: list[tuple[Any, Any, str]] = []
+    for layer in results_of(layers, source, spec.key):
+        mark = mark_of(layer)
+        if mark is None:
+            continue
+        if isinstance(layer, Labels):
+            if mark.role == task.output:
+                earlier.append((layer.unique_id, layer.data, mark.fingerprint))
+        else:
+            present.setdefault(mark.role, layer.unique_id)
+    return replace(task, present=present, earlier=tuple(earlier))
+
+
+def compute(task: Task) -> Steps[Outcome]:
+    """Segment, and make what layers can be made away from the viewer."""
+    yield Progress(0, 0, "Loading PyTorch")
+    load_torch()
+    from napari_attunet.model import load_model
+    from napari_attunet.segmenter import Segmenter
+
+    yield Progress(0, 0, f"Loading {task.spec.name}")
+    settings = task.settings
+    segmenter = Segmenter(
+        load_model(settings.model),
+        device=settings.device,
+        threads=settings.threads,
+        tile=settings.tile,
+    )
+    found = yield from segmenter.steps(
+        task.image,
+        axes=task.axes,
+        rgb=task.rgb,
+        channels=settings.channels,
+        attention=settings.attention,
+        output=settings.output,
+        objects=settings.objects,
+    )
+    yield Progress(0, 0, "Preparing layers")
+    results = [_attention(task, found, a) for a in reversed(found.attention)]
+    results.append(_labels(task, found))
+    ready = []
+    for result in results:
+        if result.reuse is None:
+            result = replace(result, fresh=result.make(task, task.pose))
+        ready.append(result)
+        yield Progress(0, 0, "Preparing layers")
+    return Outcome(task=task, results=tuple(ready), summary=_summary(task, found))
+
+
+def _attention(task: Task, found: Any, attention: Any) -> Result:
+    look = attention_look(rgb=task.rgb, volume=task.spec.network.ndim == 3)
+    return Result(
+        title=(attention.name, attention.level, len(found.attention)),
+        values=attention.values,
+        factors=attention.scale,
+        mark=_mark(task, found, attention.name, ""),
+        look={**look, "visible": attention.level == 1},
+        reuse=task.present.get(attention.name),
+    )
+
+
+def _labels(task: Task, found: Any) -> Result:
+    look: dict[str, Any] = {"opacity": 0.6}
+    colors = task.spec.colors
+    if task.output == "classes" and colors:
+        shown: dict[int | None, str] = {None: "transparent", **dict(enumerate(colors))}
+        shown[0] = "transparent"
+        look["colormap"] = DirectLabelColormap(color_dict=shown)
+    untouched = (
+        layer for layer, data, print_ in task.earlier if fingerprint(data) == print_
+    )
+    result = Result(
+        title=(),
+        values=found.labels,
+        factors=(1,) * found.labels.ndim,
+        mark=_mark(task, found, task.output, ""),
+        look=look,
+        reuse=next(untouched, None),
+    )
+    values, _ = result.fit(task, task.pose)
+    return replace(result, mark=replace(result.mark, fingerprint=fingerprint(values)))
+
+
+def _mark(task: Task, found: Any, role: str, print_: str) -> Mark:
+    return Mark(
+        source=task.source_id,
+        model=task.spec.key,
+        role=role,
+        layer=None,
+        fingerprint=print_,
+        record=found.record,
+    )
+
+
+def _summary(task: Task, found: Any) -> str:
+    record = found.record
+    if task.output == "objects":
+        count = int(found.labels.max(initial=0))
+        what = f"Found {count} object{'s' * (count != 1)}"
+    else:
+        part = np.count_nonzero(found.labels) / max(1, found.labels.size)
+        what = f"{part:.0%} of the image is not {task.spec.classes[0]}"
+    text = f"{what} in {record['seconds']:.1f} s on {record['device']}."
+    return " ".join([text, *record["fallbacks"]])
+
+
+class EditWatch:
+    """Notices which labels are edited while a task is under way.
+
+    What was edited before, the fingerprints tell; but the work reads the pixels at
+    some moment, and what comes after it must not be lost either.
+    """
+
+    def __init__(self, layers: Sequence[Layer], task: Task) -> None:
+        known = {layer_id: data for layer_id, data, _ in task.earlier}
+        self._watched = [
+            (layer, known[layer.unique_id])
+            for layer in layers
+            if layer.unique_id in known
+        ]
+        self._edited: set[Any] = set()
+        for layer, _ in self._watched:
+            layer.events.labels_update.connect(self._on_edit)
+            layer.events.paint.connect(self._on_edit)
+
+    def _on_edit(self, event: Any) -> None:
+        self._edited.add(event.source.unique_id)
+
+    def has_edited(self, layer: Layer) -> bool:
+        """Return whether the user painted on a layer or gave it other data."""
+        replaced = any(w is layer and w.data is not data for w, data in self._watched)
+        return replaced or layer.unique_id in self._edited
+
+    def stop(self) -> None:
+        """Watch no more, and let go of the layers."""
+        for layer, _ in self._watched:
+            layer.events.labels_update.disconnect(self._on_edit)
+            layer.events.paint.disconnect(self._on_edit)
+        self._watched = []
+
+
+def deliver(
+    outcome: Outcome, layers: LayerList, source: Image, watch: EditWatch
+) -> Iterator[Layer]:
+    """Bring results to the viewer; yields after each, for the window to breathe.
+
+    Ends early if the source is gone by then.
+
+    Parameters
+    ----------
+    outcome : Outcome
+    layers : LayerList
+        The viewer's.
+    source : Image
+        Where it lies and what it is called is looked up now: it may have been moved
+        and renamed meanwhile.
+    watch : EditWatch
+        Since the task was planned. It is stopped at the end.
+    """
+    try:
+        for result in outcome.results:
+            if source not in layers:
+                return
+            yield _deliver(result, outcome.task, layers, source, watch)
+    finally:
+        watch.stop()
+
+
+def _deliver(
+    result: Result, task: Task, layers: LayerList, source: Image, watch: EditWatch
+) -> Layer:
+    now = Pose.of(source)
+    values, place = result.fit(task, now if now.ndim == task.pose.ndim else task.pose)
+    found = next((at for at in layers if at.unique_id == result.reuse), None)
+    usable = found is not None and found.ndim == values.ndim
+    if found is not None and usable and not watch.has_edited(found):
+        layer = found
+        layer.data = values
+    else:
+        layer = result.fresh or result.make(task, now)
+        name = attention_name if result.title else labels_name
+        layer.name = name(source.name, *result.title)
+    place.apply_to(layer)
+    set_mark(layer, replace(result.mark, layer=layer.unique_id))
+    if layer is not found:
+        layers.append(layer)
+    return layer

@@ -1,0 +1,556 @@
+"""The dock "Attention U-Net": choose, press one button, see mask and gates."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Image, Layer
+from napari.utils.notifications import notification_manager, show_error, show_info
+from qtpy.QtCore import QEvent, QSignalBlocker, Qt, QTimer, Signal
+from qtpy.QtGui import QIcon
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QSizePolicy,
+    QSpinBox,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_attunet.errors import AttUnetError
+from napari_attunet.intensity import CHANNEL_CHOICES
+from napari_attunet.library import Entry, Library
+from napari_attunet.progress import Progress, Steps
+from napari_attunet.widgets.jobs import Job, TimeLeft, load_torch
+from napari_attunet.widgets.layers import axes_of, is_result
+from napari_attunet.widgets.results import (
+    EditWatch,
+    Outcome,
+    Settings,
+    compute,
+    deliver,
+    plan,
+)
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["SegmentWidget", "segment_active_layer"]
+
+#: napari ignores key bindings of manifests, so the dock binds it when it opens. No
+#: command of napari's own has it.
+SHORTCUT = "Control-Shift-A"
+
+PLUGIN, DOCK = "napari-attunet", "Attention U-Net"
+
+OUTPUTS = (("auto", None), ("objects", "objects"), ("classes", "classes"))
+
+OPTIONS_OPEN, OPTIONS_CLOSED = "▾  Options", "▸  Options"
+
+
+def segment_active_layer(viewer: napari.viewer.Viewer) -> None:
+    """Open the dock and segment the active image layer; a command of the viewer."""
+    # Commands get a proxy that dies with the call.
+    viewer = getattr(viewer, "__wrapped__", viewer)
+    _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
+    active = viewer.layers.selection.active
+    if isinstance(active, Image) and not is_result(active):
+        widget.select(active)
+    widget.start()
+
+
+class SegmentWidget(QWidget):
+    """Chooses image, model and device, runs the segmentation, shows it as layers.
+
+    ::
+
+        Image    [ tissue                  v ]
+        Model    [ nuclei-histology      v ]⟳
+        Device   [ auto                    v ]
+        Runs on cpu (2 threads). CUDA is ...
+        ▸ Options
+        [        Segment        ] [  Cancel  ]
+        [###########          ] about 40 s left
+        Found 128 objects in 3.2 s ...
+
+    Parameters
+    ----------
+    napari_viewer : Viewer
+    library : Library, optional
+        Where models are looked for.
+    """
+
+    #: A run is over; whether all its layers are there.
+    finished = Signal(bool)
+
+    def __init__(
+        self, napari_viewer: napari.viewer.Viewer, library: Library | None = None
+    ) -> None:
+        super().__init__()
+        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        self._viewer_ref = weakref.ref(viewer)
+        self._library = library or Library()
+        self._entries: tuple[Entry, ...] = ()
+        self._images: list[Image] = []
+        self._model_was_chosen = False
+        self._source: Image | None = None  # of the run under way
+        self._watch: EditWatch | None = None
+        self._delivery: Iterator[Layer] | None = None
+        self._job: Job | None = None
+        self._device_job: Job | None = None
+        self._build()
+        self._connect(viewer)
+        self.refresh_models()
+        self.reset_choices()
+        self._ask_device()
+
+    # --- building -------------------------------------------------------------------
+
+    def _build(self) -> None:
+        self.image = QComboBox()
+        self.model = QComboBox()
+        self.refresh = QToolButton()
+        self.refresh.setText("⟳")
+        self.refresh.setToolTip("Look for models again")
+        self.device = QComboBox()
+        self.device.addItems(["auto", "cpu"])
+        self.device_line = _wrapped_label("Looking for a device …")
+        self.options = self._build_options()
+        self.segment = QPushButton("Segment")
+        self.segment.setToolTip(f"Segment the image ({SHORTCUT.replace('-', '+')})")
+        self.segment.setMinimumHeight(36)
+        font = self.segment.font()
+        font.setBold(True)
+        self.segment.setFont(font)
+        self.cancel = QPushButton("Cancel")
+        self.cancel.setMinimumHeight(36)
+        self.bar = QProgressBar()
+        self.message = _wrapped_label("")
+        for box in (self.image, self.model, self.device):
+            _let_shrink(box)
+
+        models = QHBoxLayout()
+        models.addWidget(self.model, 1)
+        models.addWidget(self.refresh)
+        form = _form()
+        form.addRow("Image", self.image)
+        form.addRow("Model", models)
+        form.addRow("Device", self.device)
+        buttons = QHBoxLayout()
+        buttons.addWidget(self.segment, 2)
+        buttons.addWidget(self.cancel, 1)
+        layout = QVBoxLayout(self)
+        layout.addLayout(form)
+        layout.addWidget(self.device_line)
+        layout.addWidget(self.options)
+        layout.addLayout(buttons)
+        layout.addWidget(self.bar)
+        layout.addWidget(self.message)
+        layout.addStretch(1)
+        self.setMinimumWidth(280)
+        self._show_state()
+
+    def _build_options(self) -> QCollapsible:
+        self.channels = QComboBox()
+        self.channels.addItems(CHANNEL_CHOICES)
+        self.channels.setToolTip("How colours become what the model takes")
+        self.axes = QLineEdit()
+        self.axes.setToolTip(
+            "One letter for each axis of the image: T time, C channel, Z depth, Y, X"
+        )
+        self.output = QComboBox()
+        for text, value in OUTPUTS:
+            self.output.addItem(text, value)
+        self.output.setToolTip("One label for each object or for each class")
+        self.min_size = QSpinBox()
+        self.min_size.setRange(0, 10**6)
+        self.min_size.setSuffix(" px")
+        self.min_size.setToolTip("Smaller objects are dropped")
+        self.seed_threshold = QDoubleSpinBox()
+        self.seed_threshold.setRange(0, 1)
+        self.seed_threshold.setSingleStep(0.05)
+        self.seed_threshold.setToolTip(
+            "Higher values split touching objects more, and find fewer faint ones"
+        )
+        self.attention = QCheckBox()
+        self.attention.setChecked(True)
+        self.attention.setToolTip("Show what each attention gate lets through")
+        self.tile = QSpinBox()
+        self.tile.setRange(0, 8192)
+        self.tile.setSingleStep(64)
+        self.tile.setSuffix(" px")
+        self.tile.setToolTip("Smaller tiles need less memory and take longer")
+        self.threads = QSpinBox()
+        self.threads.setRange(0, 256)
+        for number in (self.tile, self.threads):
+            number.setSpecialValueText("auto")
+        for box in (self.channels, self.output):
+            _let_shrink(box)
+        form = _form()
+        for text, widget in (
+            ("Channels", self.channels),
+            ("Axes", self.axes),
+            ("Output", self.output),
+            ("Minimum size", self.min_size),
+            ("Seed threshold", self.seed_threshold),
+            ("Show attention", self.attention),
+            ("Tile size", self.tile),
+            ("CPU threads", self.threads),
+        ):
+            form.addRow(text, widget)
+        content = QWidget()
+        content.setLayout(form)
+        # Its own arrows are painted once, in a colour that may not suit the theme.
+        options = QCollapsible(
+            OPTIONS_CLOSED, expandedIcon=QIcon(), collapsedIcon=QIcon()
+        )
+        options.addWidget(content)
+        options.setDuration(120)
+        return options
+
+    def _connect(self, viewer: napari.viewer.Viewer) -> None:
+        self.image.currentIndexChanged.connect(self._on_image_changed)
+        self.model.currentIndexChanged.connect(self._on_model_changed)
+        self.model.activated.connect(self._on_model_chosen)
+        self.refresh.clicked.connect(self.refresh_models)
+        self.device.currentIndexChanged.connect(self._ask_device)
+        self.output.currentIndexChanged.connect(self._enable_object_options)
+        self.options.toggled.connect(self._on_options_toggled)
+        self.segment.clicked.connect(self.start)
+        self.cancel.clicked.connect(self.stop)
+        viewer.layers.events.removed.connect(self._on_layer_removed)
+        viewer.bind_key(SHORTCUT, segment_active_layer, overwrite=True)
+
+    # --- choices --------------------------------------------------------------------
+
+    @property
+    def source(self) -> Image | None:
+        """The chosen image."""
+        index = self.image.currentIndex()
+        return self._images[index] if 0 <= index < len(self._images) else None
+
+    def select(self, layer: Image) -> None:
+        """Choose an image."""
+        if layer in self._images:
+            self.image.setCurrentIndex(self._images.index(layer))
+
+    def reset_choices(self, event: Any = None) -> None:
+        """List the images anew; napari calls this when its layers change."""
+        viewer = self._viewer_ref()
+        if viewer is None:
+            return
+        chosen = self.source
+        self._images = [
+            layer
+            for layer in viewer.layers
+            if isinstance(layer, Image) and not is_result(layer)
+        ]
+        with QSignalBlocker(self.image):
+            self.image.clear()
+            self.image.addItems([layer.name for layer in self._images])
+            self.image.setPlaceholderText("Open an image first")
+            at = self._images.index(chosen) if chosen in self._images else 0
+            self.image.setCurrentIndex(at if self._images else -1)
+        if self.source is not chosen or chosen is None:
+            self._on_image_changed()
+
+    def refresh_models(self) -> None:
+        """Look for models again."""
+        chosen = self.entry
+        self._entries = self._library.entries()
+        keys = [entry.spec.key for entry in self._entries]
+        with QSignalBlocker(self.model):
+            self.model.clear()
+            for entry in self._entries:
+                spec = entry.spec
+                alone = sum(e.spec.name == spec.name for e in self._entries) == 1
+                self.model.addItem(spec.name if alone else spec.key)
+                self.model.setItemData(
+                    self.model.count() - 1,
+                    spec.description,
+                    Qt.ItemDataRole.ToolTipRole,
+                )
+            self.model.setPlaceholderText("No models found")
+            kept = chosen.spec.key if chosen else ""
+            at = keys.index(kept) if kept in keys else 0
+            self.model.setCurrentIndex(at if keys else -1)
+        self._suggest_model()
+        self._on_model_changed()
+
+    @property
+    def entry(self) -> Entry | None:
+        """The chosen model."""
+        index = self.model.currentIndex()
+        return self._entries[index] if 0 <= index < len(self._entries) else None
+
+    def choose_model(self, name: str) -> bool:
+        """Choose a model by name or key; return whether there is one."""
+        for index in reversed(range(len(self._entries))):  # newest version first
+            if name in (self._entries[index].spec.name, self._entries[index].spec.key):
+                self.model.setCurrentIndex(index)
+                self._on_model_chosen()
+                return True
+        return False
+
+    def _on_model_chosen(self) -> None:
+        self._model_was_chosen = True
+
+    def _suggest_model(self) -> None:
+        """Take a colour model for colours, unless the user has chosen for himself."""
+        source = self.source
+        if source is None or self._model_was_chosen:
+            return
+        wanted = [
+            i
+            for i, entry in enumerate(self._entries)
+            if (entry.spec.network.in_channels == 3) == source.rgb
+            and entry.spec.network.ndim == 2
+        ]
+        if wanted:
+            self.model.setCurrentIndex(wanted[0])
+
+    def _on_image_changed(self) -> None:
+        self._suggest_model()
+        self._guess_axes()
+        self._show_state()
+
+    def _on_model_changed(self) -> None:
+        entry = self.entry
+        if entry is not None:
+            self.model.setToolTip(entry.spec.description)
+            self.min_size.setValue(entry.spec.objects.min_size)
+            self.seed_threshold.setValue(entry.spec.objects.seed_threshold)
+        self._guess_axes()
+        self._enable_object_options()
+        self._show_state()
+
+    def _guess_axes(self) -> None:
+        guess = ""
+        if self.source is not None and self.entry is not None:
+            network = self.entry.spec.network
+            try:
+                guess = axes_of(
+                    self.source, ndim=network.ndim, in_channels=network.in_channels
+                )
+            except AttUnetError:  # told when the user presses the button
+                guess = ""
+        self.axes.setPlaceholderText(f"auto: {guess}" if guess else "auto")
+
+    def _enable_object_options(self) -> None:
+        says = self.entry.spec.output if self.entry else "objects"
+        objects = (self.output.currentData() or says) == "objects"
+        self.min_size.setEnabled(objects)
+        self.seed_threshold.setEnabled(objects)
+
+    def _on_options_toggled(self, opened: bool) -> None:
+        self.options.setText(OPTIONS_OPEN if opened else OPTIONS_CLOSED)
+
+    def _settings(self, entry: Entry) -> Settings:
+        return Settings(
+            model=str(entry.path),
+            device=self.device.currentText(),
+            threads=self.threads.value() or None,
+            tile=self.tile.value() or None,
+            axes=self.axes.text().strip().upper(),
+            channels=self.channels.currentText(),
+            output=self.output.currentData(),
+            objects=dataclasses.replace(
+                entry.spec.objects,
+                min_size=self.min_size.value(),
+                seed_threshold=self.seed_threshold.value(),
+            ),
+            attention=self.attention.isChecked(),
+        )
+
+    # --- the device -----------------------------------------------------------------
+
+    def _ask_device(self) -> None:
+        if self._device_job is not None:
+            self._device_job.cancel()
+        wanted = self.device.currentText()
+        self._device_job = Job(functools.partial(_describe_device, wanted), self)
+        self._device_job.succeeded.connect(self._on_device_known)
+        self._device_job.failed.connect(self._on_device_failed)
+        self._device_job.start()
+
+    def _on_device_known(self, answer: tuple[tuple[str, ...], str]) -> None:
+        available, text = answer
+        self.device_line.setText(text)
+        with QSignalBlocker(self.device):
+            for name in available:
+                if self.device.findText(name) < 0:
+                    self.device.insertItem(1, name)
+
+    def _on_device_failed(self, error: Exception) -> None:
+        self.device_line.setText(str(error))
+
+    # --- a run ----------------------------------------------------------------------
+
+    @property
+    def running(self) -> bool:
+        """Whether a run is under way, delivery included."""
+        return self._job is not None or self._delivery is not None
+
+    def start(self) -> None:
+        """Segment the chosen image with the chosen model."""
+        viewer, source, entry = self._viewer_ref(), self.source, self.entry
+        if self.running or viewer is None:
+            return
+        if source is None or entry is None:
+            show_info(
+                "Open an image first."
+                if source is None
+                else f"There are no models. Copy some to {self._library.folder}."
+            )
+            return
+        try:
+            task = plan(viewer.layers, source, entry.spec, self._settings(entry))
+        except AttUnetError as error:
+            self._complain(error)
+            return
+        self._source = source
+        self._watch = EditWatch(viewer.layers, task)
+        self._time_left = TimeLeft()
+        self._job = Job(functools.partial(compute, task), self)
+        self._job.progressed.connect(self._on_progressed)
+        self._job.succeeded.connect(self._on_succeeded)
+        self._job.failed.connect(self._complain)
+        self._job.ended.connect(self._on_ended)
+        self.message.setText("")
+        self._show_state()
+        self._on_progressed(Progress(0, 0, "Starting"))
+        self._job.start()
+
+    def stop(self) -> None:
+        """Stop the run under way at its next step."""
+        if self._job is not None:
+            self._job.cancel()
+            self._show_state()
+            self.message.setText("Stopping …")
+
+    def _on_progressed(self, progress: Progress) -> None:
+        self.bar.setRange(0, progress.total)
+        self.bar.setValue(progress.done)
+        left = self._time_left(progress) if progress.total else ""
+        self.bar.setFormat(f"%p %  {left}" if left else "%p %")
+        self.message.setText(progress.message)
+
+    def _on_succeeded(self, outcome: Outcome) -> None:
+        viewer = self._viewer_ref()
+        if viewer is None or self._source is None or self._watch is None:
+            return
+        self._delivery = deliver(outcome, viewer.layers, self._source, self._watch)
+        self._watch = None
+        self.message.setText(outcome.summary)
+        QTimer.singleShot(0, self._deliver_next)
+
+    def _deliver_next(self) -> None:
+        if self._delivery is None:
+            return
+        more = failed = False
+        try:
+            more = next(self._delivery, None) is not None
+        except Exception as error:  # noqa: BLE001 - the next run must be possible
+            failed = True
+            self._complain(error)
+        if more:
+            QTimer.singleShot(0, self._deliver_next)
+        else:
+            self._delivery = None
+            self._show_state()
+            self.finished.emit(not failed)
+
+    def _on_ended(self) -> None:
+        if self._job is not None and self._job.cancelled:
+            self.message.setText("Stopped.")
+        if self._watch is not None:
+            self._watch.stop()
+        self._job = self._source = self._watch = None
+        self._show_state()
+        if self._delivery is None:
+            self.finished.emit(False)
+
+    def _on_layer_removed(self, event: Any) -> None:
+        name = event.value.name
+        if self._job is not None and event.value is self._source:
+            self.stop()
+            show_info(f"“{name}” was removed: its segmentation was stopped.")
+
+    def _complain(self, error: Exception) -> None:
+        self.message.setText(str(error))
+        if isinstance(error, AttUnetError):
+            show_error(str(error))
+        else:
+            notification_manager.receive_error(type(error), error, error.__traceback__)
+
+    def _show_state(self) -> None:
+        ready = self.source is not None and self.entry is not None
+        self.segment.setEnabled(ready and not self.running)
+        self.cancel.setEnabled(self._job is not None and not self._job.cancelled)
+        self.bar.setVisible(self.running)
+
+    def event(self, event: QEvent) -> bool:
+        """Stop working when the dock is closed: napari then takes the parent away."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self._close()
+        return bool(super().event(event))
+
+    def _close(self) -> None:
+        for job in (self._job, self._device_job):
+            if job is not None:
+                job.cancel()
+        viewer = self._viewer_ref()
+        if viewer is not None:
+            viewer.layers.events.removed.disconnect(self._on_layer_removed)
+        self._delivery = None
+        self._images = []
+
+
+def _describe_device(wanted: str) -> Steps[tuple[tuple[str, ...], str]]:
+    """Return the devices there are, and where the wanted one runs, in words."""
+    yield Progress(0, 0)
+    load_torch()
+    from napari_attunet.devices import available_devices, choose_device
+
+    try:
+        device = choose_device(wanted)
+    except AttUnetError as error:
+        return available_devices(), str(error)
+    return available_devices(), f"Runs on {device}. {device.reason}"
+
+
+def _wrapped_label(text: str) -> QLabel:
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
+    return label
+
+
+def _form() -> QFormLayout:
+    form = QFormLayout()
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
+
+
+def _let_shrink(box: QComboBox) -> None:
+    """Let long names be elided instead of widening the dock."""
+    box.setSizeAdjustPolicy(
+        QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+    )
+    box.setMinimumContentsLength(8)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)

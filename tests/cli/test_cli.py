@@ -1,0 +1,347 @@
+"""The other commands, and what all commands share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+from napari_attunet.cli import demo, main, train
+from napari_attunet.cli.console import report, table
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.evaluation import score
+from napari_attunet.images import read_image, write_labels
+from napari_attunet.library import Library, read_spec
+from napari_attunet.model import Model, load_model, save_model
+from napari_attunet.segmenter import Segmenter
+from napari_attunet.spec import ModelSpec, NetworkSpec
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+# --- shared ---------------------------------------------------------------------------
+
+
+def test_help_waits_for_nothing() -> None:
+    code = (
+        "import sys; from napari_attunet.cli import main\n"
+        "try: main(['segment', '--help'])\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'torch', 'numpy', 'zarr', 'napari', 'tqdm'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "--attention" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["segment"], ["nosuch"], ["models"], ["doctor", "--threads", "0"]]
+)
+def test_wrong_arguments_exit_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+
+
+def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    report(DataError("two\n  lines"), subject="a.tif")
+    report(KeyError("x"))
+    report(MemoryError())
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "napari-attunet: a.tif: two lines",
+        "napari-attunet: Unexpected KeyError: 'x' (--verbose tells more)",
+        "napari-attunet: The memory does not suffice.",
+    ]
+
+
+def test_table_is_aligned() -> None:
+    text = table(("name", "Dice"), [("a", 0.5), ("longer", 1)])
+    assert text == "name    Dice\na       0.500\nlonger  1"
+
+
+# --- evaluate -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def truths(tmp_path: Path, folder: Path) -> Path:
+    for path in folder.iterdir():
+        image = read_image(path).data
+        truth = (image > np.median(image)).astype(np.int32)
+        write_labels(tmp_path / "labels" / f"{path.name[0]}.png", truth, axes="YX")
+    return tmp_path / "labels"
+
+
+def test_evaluate_prints_the_scores(
+    call: Call, folder: Path, truths: Path, model_file: Path
+) -> None:
+    arguments = ("evaluate", "--model", model_file, "--images", folder)
+    arguments += ("--labels", truths)
+    code, told, errors = call(*arguments, "--json")
+    assert (code, errors) == (0, "")
+    segmenter = Segmenter(load_model(model_file))
+    wanted = score(
+        (segmenter.segment(read_image(i).data).labels, read_image(t).data)
+        for i, t in ((folder / "a.tif", truths / "a.png"),
+                     (folder / "b.ome.tif", truths / "b.png"))
+    )  # fmt: skip
+    scores = json.loads(told)
+    for name in ("dice", "ap50", "ap50_pooled", "ap70"):
+        assert scores[name] == pytest.approx(getattr(wanted, name))
+    assert [i["name"] for i in scores["images"]] == ["a.tif", "b.ome.tif"]
+    assert scores["model"] == "tiny@1"
+    code, told, _ = call(*arguments)
+    assert code == 0
+    head, *rows = (line.split() for line in told.splitlines())
+    assert head[:4] == ["image", "Dice", "AP50", "AP70"]
+    assert [r[0] for r in rows] == ["a.tif", "b.ome.tif", "mean", "pooled"]
+    assert float(rows[2][1]) == pytest.approx(wanted.dice, abs=1e-3)
+
+
+def test_evaluate_goes_on_after_a_bad_image(
+    call: Call, folder: Path, truths: Path, model_file: Path
+) -> None:
+    write_labels(truths / "a.png", np.ones((3, 3), np.int32), axes="YX")
+    code, told, errors = call(
+        *("evaluate", "--model", model_file, "--images", folder, "--labels", truths)
+    )
+    assert code == 1
+    assert "a.png has the shape (3, 3), its image (48, 40)" in errors
+    assert "b.ome.tif" in told
+
+
+def test_evaluate_classes(
+    call: Call, tmp_path: Path, folder: Path, truths: Path
+) -> None:
+    spec = ModelSpec(
+        name="c", network=NetworkSpec(features=(4, 8)), classes=("ground", "cell")
+    )
+    path = save_model(Model.fresh(spec), tmp_path / "c.safetensors")
+    code, told, _ = call(
+        *("evaluate", "--model", path, "--images", folder, "--labels", truths, "--json")
+    )
+    assert code == 0
+    assert set(json.loads(told)["dice"]) == {"ground", "cell"}
+
+
+# --- models ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+    monkeypatch.setenv("NAPARI_ATTUNET_MODELS", str(tmp_path / "shelf"))
+    return Library()
+
+
+def test_models_come_and_go(
+    call: Call, tmp_path: Path, model_file: Path, shelf: Library
+) -> None:
+    assert call("models", "import", model_file) == (0, "tiny@1\n", "")
+    code, _, errors = call("models", "import", model_file)
+    assert code == 1
+    assert "tiny@1 already" in errors
+    assert call("models", "import", model_file, "--name", "other")[:2] == (
+        0,
+        "other@1\n",
+    )
+    code, told, _ = call("models", "list")
+    assert code == 0
+    assert (
+        sum(line.startswith(("tiny@1 ", "other@1 ")) for line in told.split("\n")) == 2
+    )
+    assert json.loads(call("models", "show", "other")[1])["name"] == "other"
+    assert json.loads(call("models", "show", model_file)[1])["name"] == "tiny"
+    copy = tmp_path / "copies" / "copy.safetensors"
+    assert call("models", "export", "tiny", copy)[0] == 0
+    assert copy.read_bytes() == model_file.read_bytes()
+    assert call("models", "export", "tiny", copy)[0] == 1
+    assert call("models", "export", "tiny", copy, "--overwrite")[0] == 0
+    assert call("models", "remove", "tiny@1")[0] == 0
+    assert shelf.find("other").spec.name == "other"
+    assert call("models", "show", "tiny")[0] == 1
+
+
+def test_a_damaged_model_is_not_let_in(
+    call: Call, tmp_path: Path, model_file: Path, shelf: Library
+) -> None:
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(model_file.read_bytes()[:-100])
+    code, _, errors = call("models", "import", cut)
+    assert code == 1
+    assert "cut.safetensors" in errors
+    assert not shelf.folder.exists()
+    shelf.folder.mkdir()
+    (shelf.folder / "bad.safetensors").write_bytes(b"x")
+    code, _, errors = call("models", "list")
+    assert code == 1
+    assert "bad.safetensors" in errors
+
+
+# --- doctor ---------------------------------------------------------------------------
+
+
+def test_doctor_tells_why_cuda_is_not_used(call: Call, shelf: Library) -> None:
+    from napari_attunet.devices import choose_device
+
+    code, told, errors = call("doctor")
+    assert (code, errors) == (0, "")
+    facts = dict(line.split("  ", 1) for line in told.splitlines())
+    assert choose_device().reason in facts["runs on"]
+    assert str(shelf.folder) in facts["your models"]
+    assert facts["numpy"].strip() == np.__version__
+
+
+# --- demo -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("environment", "system", "screen"),
+    [
+        ({}, "linux", False),
+        ({"DISPLAY": ""}, "linux", False),
+        ({"DISPLAY": ":0"}, "linux", True),
+        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
+        ({}, "darwin", True),
+        ({}, "win32", True),
+    ],
+)
+def test_screens(environment: dict[str, str], system: str, screen: bool) -> None:
+    assert demo.has_screen(environment, system) is screen
+
+
+def test_demo_without_a_screen(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[Any] = []
+
+    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        ran.append((command, options["env"]))
+        return subprocess.CompletedProcess(command, 3)
+
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: True)
+    monkeypatch.setattr(demo, "has_screen", lambda *_: False)
+    monkeypatch.setattr(demo.subprocess, "run", run)
+    monkeypatch.setattr(demo.shutil, "which", lambda _: "/bin/xvfb-run")
+    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
+    shot = tmp_path / "a.png"
+    assert call("demo", "--screenshot", shot)[0] == 1  # as the other process ended
+    command, environment = ran[0]
+    assert command[0] == "/bin/xvfb-run"
+    assert command[-3:] == ["demo", "--screenshot", str(shot)]
+    assert "QT_QPA_PLATFORM" not in environment
+    assert "no screen" in call("demo")[2]
+    monkeypatch.setattr(demo.shutil, "which", lambda _: None)
+    assert "install Xvfb" in call("demo", "--screenshot", shot)[2]
+    assert "PNG" in call("demo", "--screenshot", tmp_path / "a.txt")[2]
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
+    assert "needs napari" in call("demo", "--screenshot", shot)[2]
+    assert len(ran) == 1
+
+
+# --- train ----------------------------------------------------------------------------
+
+
+def test_hold_out() -> None:
+    kept, held = train.hold_out(20, 0.1, seed=1)
+    assert sorted(kept + held) == list(range(20))
+    assert len(held) == 2
+    assert train.hold_out(20, 0.1, seed=1) == (kept, held)
+    assert train.hold_out(20, 0.1, seed=2) != (kept, held)
+    assert [len(part) for part in train.hold_out(2, 0.01, seed=0)] == [1, 1]
+    assert train.hold_out(1, 0.5, seed=0) == ([0], [])
+    assert train.hold_out(3, 0, seed=0) == ([0, 1, 2], [])
+    with pytest.raises(DataError, match="hold out"):
+        train.hold_out(3, 1, seed=0)
+
+
+def test_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text('{"training": {"steps": 7}}')
+    spec, settings = train.read_recipe(path)
+    assert (spec, settings.steps) == (None, 7)
+    path.write_text('{"model": {"name": "x", "network": {"features": [4, 8]}}}')
+    spec, _ = train.read_recipe(path)
+    assert spec is not None
+    assert spec.network.features == (4, 8)
+    for text in ("{", "[]", '{"steps": 7}', '{"training": {"stepz": 7}}'):
+        path.write_text(text)
+        with pytest.raises(ModelError, match=r"recipe\.json"):
+            train.read_recipe(path)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.json"
+    settings = {"crop": [32, 32], "batch_size": 1, "validate_every": 2}
+    path.write_text(json.dumps({"training": settings}))
+    return path
+
+
+def test_train_writes_a_new_version(
+    call: Call,
+    tmp_path: Path,
+    folder: Path,
+    truths: Path,
+    model_file: Path,
+    recipe: Path,
+    shelf: Library,
+) -> None:
+    out = tmp_path / "better.safetensors"
+    arguments = ("train", "--images", folder, "--labels", truths, "-o", out)
+    arguments += (
+        "--config",
+        recipe,
+        "--from",
+        model_file,
+        "--steps",
+        "3",
+        "--threads",
+        1,
+    )
+    code, told, errors = call(*arguments, "--json")
+    assert (code, errors) == (0, "")
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert [line.get("step") for line in lines] == [2, 3, None]
+    assert "ap50" in lines[0]
+    spec = read_spec(out)
+    assert (spec.key, spec.parent) == ("tiny@2", "tiny@1")
+    assert spec.training["settings"]["steps"] == 3
+    assert spec.training["data"]["validation_images"] == 1
+    assert sorted(p.name for p in tmp_path.glob("better*")) == [out.name]
+    old, new = (load_model(p).network.state_dict() for p in (model_file, out))
+    assert any((old[k] != new[k]).any() for k in old)
+    code, _, errors = call(*arguments)
+    assert code == 1
+    assert "--overwrite" in errors
+
+
+def test_train_from_scratch_fits_the_images(
+    call: Call, tmp_path: Path, recipe: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        rgb = rng.integers(0, 255, (32, 32, 3), np.uint8)
+        (tmp_path / "rgb").mkdir(exist_ok=True)
+        tifffile.imwrite(tmp_path / "rgb" / f"{name}.tif", rgb, photometric="rgb")
+        labels = (rgb[..., 0] > 128).astype(np.int32)
+        write_labels(tmp_path / "rgb-labels" / f"{name}.tif", labels, axes="YX")
+    code, _, errors = call(
+        *("train", "--images", tmp_path / "rgb", "--labels", tmp_path / "rgb-labels"),
+        *("-o", tmp_path / "mine.safetensors", "--config", recipe, "--steps", 1),
+        *("--output", "classes", "--val-fraction", 0, "--threads", 1, "--half"),
+    )
+    assert (code, errors) == (0, "")
+    spec = read_spec(tmp_path / "mine.safetensors")
+    assert (spec.key, spec.parent, spec.output) == ("mine@1", None, "classes")
+    assert spec.channels == ("red", "green", "blue")
+    assert spec.n_classes == 2

@@ -1,0 +1,71 @@
+"""The device is chosen, and the reason said."""
+
+import pytest
+import torch
+
+from napari_attunet import devices
+from napari_attunet.errors import DeviceError
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Pretend what the machine has."""
+
+    def pretend(cuda=False, mps=False, built=None):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: int(cuda))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "A card")
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.version, "cuda", built)
+        monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built is not None)
+
+    return pretend
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "chosen"),
+    [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_the_best_is_taken(machine, cuda, mps, chosen):
+    machine(cuda=cuda, mps=mps, built="13.0" if cuda else None)
+    assert devices.choose_device("auto").name == chosen
+
+
+def test_the_reason_tells_a_wrong_pytorch_from_a_missing_card(machine):
+    machine()
+    assert "built without" in devices.choose_device("auto").reason
+    machine(built="13.0")
+    assert "no NVIDIA card" in devices.choose_device("auto").reason
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "mps"])
+def test_what_is_not_there_is_refused(machine, name):
+    machine()
+    with pytest.raises(DeviceError, match="Choose auto or cpu"):
+        devices.choose_device(name)
+
+
+def test_unknown_names(machine):
+    machine(cuda=True, built="13.0")
+    with pytest.raises(DeviceError, match="no device"):
+        devices.choose_device("tpu")
+    with pytest.raises(DeviceError, match="counted from 0"):
+        devices.choose_device("cuda:3")
+
+
+def test_threads_are_set_and_restored():
+    before = torch.get_num_threads()
+    with devices.threads(before + 1) as count:
+        assert count == before + 1 == torch.get_num_threads()
+    assert torch.get_num_threads() == before
+    with pytest.raises(DeviceError), devices.threads(0):
+        pass
+
+
+def test_threads_by_environment(monkeypatch):
+    monkeypatch.setenv("NAPARI_ATTUNET_THREADS", "3")
+    with devices.threads(None) as count:
+        assert count == 3
+    monkeypatch.setenv("NAPARI_ATTUNET_THREADS", "many")
+    with pytest.raises(DeviceError, match="whole number"):
+        devices.default_threads()

@@ -1,0 +1,396 @@
+"""Segmentation: tiles change nothing, every kind of array works, failures retreat."""
+
+import dataclasses
+
+import dask.array as da
+import numpy as np
+import pytest
+import torch
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from napari_attunet import segmenter as segmenter_module
+from napari_attunet.errors import DataError, DeviceError
+from napari_attunet.model import Model
+from napari_attunet.networks import AttentionUNet
+from napari_attunet.segmenter import Segmenter, default_halo, default_tile, segment
+from napari_attunet.spec import (
+    GateSpec,
+    ModelSpec,
+    NetworkSpec,
+    Normalization,
+    ObjectSettings,
+)
+
+
+def make_model(seed=0, output="classes", **network):
+    spec = NetworkSpec(**{"features": (2, 3, 4), "out_channels": 3, **network})
+    model = Model.fresh(ModelSpec(name="m", network=spec, output=output), seed=seed)
+    with torch.no_grad():  # so that α and probabilities differ from place to place
+        for name, tensor in model.network.state_dict().items():
+            if name.endswith(("weight", "bias")):
+                generator = torch.Generator().manual_seed(len(name) + seed)
+                tensor.add_(0.3 * torch.randn(tensor.shape, generator=generator))
+    return model
+
+
+def make_image(shape, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).normal(100, 20, shape).astype(dtype)
+
+
+def assert_same(a, b, atol=1e-4):
+    np.testing.assert_allclose(a.probabilities, b.probabilities, atol=atol)
+    assert len(a.attention) == len(b.attention)
+    for x, y in zip(a.attention, b.attention, strict=True):
+        np.testing.assert_allclose(x.values, y.values, atol=atol)
+    # where two classes are as good as equal either may win
+    ranked = np.sort(b.probabilities, axis=0)
+    clear = ranked[-1] - ranked[-2] > 2 * atol
+    np.testing.assert_array_equal(a.labels[clear], b.labels[clear])
+
+
+EVERYTHING = {"attention": True, "probabilities": True}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    tile=st.tuples(st.integers(9, 60), st.integers(9, 60)),
+    strides=st.tuples(*[st.tuples(st.integers(1, 3), st.integers(1, 3))] * 2),
+    signal=st.sampled_from(["fine", "coarse"]),
+    upsampling=st.sampled_from(["nearest", "transposed"]),
+    extra=st.integers(0, 1),
+)
+def test_tiles_change_nothing_in_2d(shape, tile, strides, signal, upsampling, extra):
+    model = make_model(
+        strides=strides, gate=GateSpec(signal=signal), upsampling=upsampling
+    )
+    network = model.spec.network
+    halo = [h + extra * d for h, d in zip(network.halo, network.divisor, strict=True)]
+    image = make_image(shape)
+    whole = Segmenter(model, tile=10_000).segment(image, axes="YX", **EVERYTHING)
+    tiled = Segmenter(model, tile=tile, halo=halo).segment(
+        image, axes="YX", **EVERYTHING
+    )
+    assert whole.record["tiles"] == 1
+    assert whole.record["exact"]
+    assert tiled.record["exact"]
+    assert_same(tiled, whole)
+
+
+def test_a_halo_too_small_is_seen_and_said():
+    """The property above could not fail if tiles had no influence at all."""
+    model = make_model()
+    image = make_image((64, 64))
+    whole = Segmenter(model).segment(image, **EVERYTHING)
+    tiled = Segmenter(model, tile=16, halo=0).segment(image, **EVERYTHING)
+    assert not tiled.record["exact"]
+    assert np.abs(tiled.probabilities - whole.probabilities).max() > 1e-3
+
+
+def test_3d_is_exact_with_the_whole_halo():
+    model = make_model(ndim=3, features=(2, 3), strides=((1, 2, 2),))
+    image = make_image((13, 22, 17))
+    whole = Segmenter(model).segment(image, **EVERYTHING)
+    halo = model.spec.network.halo
+    tiled = Segmenter(model, tile=(4, 6, 8), halo=halo).segment(image, **EVERYTHING)
+    assert tiled.record["tiles"] > 8
+    assert_same(tiled, whole)
+
+
+def test_pooling_norms_say_that_tiles_matter():
+    model = make_model(norm="instance")
+    image = make_image((80, 80))
+    assert Segmenter(model).segment(image).record["exact"]
+    assert not Segmenter(model, tile=40).segment(image).record["exact"]
+
+
+@pytest.mark.parametrize("scale", [(1, 1), (2, 2), (4, 4)])
+def test_attention_lies_on_its_own_grid(scale):
+    model = make_model(features=(2, 3, 4, 5))
+    result = Segmenter(model).segment(
+        make_image((3, 37, 30)), axes="TYX", attention=True
+    )
+    names = [m.name for m in result.attention]
+    assert names == ["α level 1", "α level 2", "α level 3"]
+    found = next(m for m in result.attention if m.scale == (1, *scale))
+    assert found.values.shape == (3, -(-37 // scale[0]), -(-30 // scale[1]))
+    assert found.translate == (0, (scale[0] - 1) / 2, (scale[1] - 1) / 2)
+    assert 0 <= found.values.min() < found.values.max() <= 1
+
+
+def test_a_plain_unet_has_no_attention():
+    result = Segmenter(make_model(gate=None)).segment(
+        make_image((20, 20)), **EVERYTHING
+    )
+    assert result.attention == ()
+
+
+DTYPES = ["bool", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_real_dtype(dtype):
+    image = (make_image((20, 24)) > 100) if dtype == "bool" else make_image((20, 24))
+    result = segment(image.astype(dtype), make_model(), device="cpu")
+    assert result.labels.dtype == np.int32
+    assert result.labels.shape == (20, 24)
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [
+        ("YX", (20, 30)),
+        ("TYX", (2, 20, 30)),
+        ("TZYX", (2, 3, 20, 30)),
+        ("CYX", (1, 20, 30)),
+        ("YXC", (20, 30, 3)),
+        ("YXC", (20, 30, 4)),
+        ("ZTYXC", (2, 1, 20, 30, 3)),
+        ("XYZ", (30, 20, 3)),
+    ],
+)
+def test_axes(axes, shape):
+    image = make_image(shape)
+    result = Segmenter(make_model()).segment(image, axes=axes, attention=True)
+    assert result.axes == axes.replace("C", "")
+    sizes = zip(axes, shape, strict=True)
+    assert result.labels.shape == tuple(n for a, n in sizes if a != "C")
+    for attention in result.attention:
+        assert attention.values.ndim == result.labels.ndim
+
+
+def test_walked_frames_are_the_slices():
+    """Every frame gets what it would get alone, if normalised alike."""
+    frame = make_image((24, 20))
+    model = make_model()
+    # mean and deviation of copies are those of one, percentiles are interpolated
+    spec = dataclasses.replace(model.spec, normalization=Normalization(kind="zscore"))
+    model = Model(spec, model.network)
+    alone = Segmenter(model).segment(frame, axes="YX", probabilities=True)
+    stack = np.stack([frame, frame[::-1], frame])
+    result = Segmenter(model).segment(stack, axes="TYX", probabilities=True)
+    for at in (0, 2):
+        np.testing.assert_allclose(
+            result.probabilities[:, at], alone.probabilities, atol=1e-4
+        )
+    transposed = Segmenter(model).segment(
+        stack.transpose(2, 0, 1), axes="XTY", probabilities=True
+    )
+    np.testing.assert_allclose(
+        transposed.probabilities.transpose(0, 2, 3, 1), result.probabilities, atol=1e-4
+    )
+
+
+class Watched:
+    """An array that remembers how much was read of it at once."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.dtype = array, array.shape, array.dtype
+        self.largest = 0
+
+    def __getitem__(self, key):
+        part = np.asarray(self.array[key])
+        self.largest = max(self.largest, part.size)
+        return part
+
+
+def test_lazy_arrays_give_the_same_and_are_never_made_dense(tmp_path):
+    image = make_image((120, 100), dtype=np.uint16)
+    stored = zarr.create_array(tmp_path / "a.zarr", data=image, chunks=(32, 32))
+    watched = Watched(image)
+    model = make_model(features=(2, 3))
+    cut = Segmenter(model, tile=16)
+    dense = cut.segment(image, axes="YX", **EVERYTHING)
+    for lazy in (da.from_array(image, chunks=40), stored):
+        assert_same(cut.segment(lazy, axes="YX", **EVERYTHING), dense)
+    segmenter = Segmenter(model, tile=16)
+    # the sample of a small image is all of it; only the tiles are looked at here
+    steps = segmenter.steps(watched, axes="YX")
+    next(steps)
+    next(steps)
+    watched.largest = 0
+    for _ in steps:
+        pass
+    edge = 16 + 2 * model.spec.network.halo[0]
+    assert 0 < watched.largest <= edge**2
+
+
+def test_holes_in_the_data_stay_where_they_are():
+    image = make_image((40, 40))
+    image[5, 5], image[5, 6], image[5, 7] = np.nan, np.inf, -np.inf
+    result = Segmenter(make_model()).segment(image, **EVERYTHING)
+    assert np.isfinite(result.probabilities).all()
+
+
+@pytest.mark.parametrize("value", [0, 7, np.nan])
+@pytest.mark.parametrize("output", ["classes", "objects"])
+def test_constant_images(value, output):
+    model = make_model(output="objects")
+    result = Segmenter(model).segment(np.full((20, 20), value, float), output=output)
+    assert result.labels.shape == (20, 20)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 50), (50, 1), (3, 3)])
+def test_tiny_images(shape):
+    result = Segmenter(make_model()).segment(make_image(shape), axes="YX", **EVERYTHING)
+    assert result.labels.shape == shape
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "message"),
+    [
+        (np.zeros((0, 5)), {"axes": "YX"}, "empty|zero|no pixels"),
+        (np.zeros((5, 5), complex), {}, "complex|real"),
+        (np.zeros((5, 5, 2)), {"axes": "YXC"}, "channel"),
+        (np.zeros((5, 5)), {"axes": "YQ"}, "axes|axis|letter"),
+        (np.zeros((5, 5)), {"output": "things"}, "classes"),
+        (np.zeros((5, 5)), {"threshold": 2}, "between 0 and 1"),
+        (np.zeros((5, 5)), {"channels": "infrared"}, "infrared"),
+    ],
+)
+def test_what_cannot_be_segmented(image, options, message):
+    with pytest.raises(DataError, match=message):
+        Segmenter(make_model()).segment(image, **options)
+
+
+@pytest.mark.parametrize("tile", [0, (8, 8, 8), -1])
+def test_wrong_tiles(tile):
+    with pytest.raises(DataError, match="tile"):
+        Segmenter(make_model(), tile=tile)
+
+
+# --- labels -----------------------------------------------------------------------
+
+
+def test_a_sigmoid_network_has_two_classes():
+    model = make_model(out_channels=1)
+    result = Segmenter(model).segment(make_image((30, 30)), probabilities=True)
+    np.testing.assert_allclose(result.probabilities.sum(0), 1, atol=1e-6)
+    np.testing.assert_array_equal(result.labels, result.probabilities[1] > 0.5)
+    strict = Segmenter(model).segment(make_image((30, 30)), threshold=0.9)
+    np.testing.assert_array_equal(strict.labels, result.probabilities[1] >= 0.9)
+
+
+def test_objects_are_numbered_through_a_whole_stack():
+    model = make_model(output="objects")
+    settings = ObjectSettings(min_size=1, seed_threshold=0.2, foreground_threshold=0.3)
+    result = Segmenter(model).segment(
+        make_image((4, 40, 40)), axes="TYX", objects=settings
+    )
+    present = np.unique(result.labels)
+    np.testing.assert_array_equal(present, np.arange(len(present)))
+    per_frame = [set(np.unique(frame)) - {0} for frame in result.labels]
+    assert sum(map(len, per_frame)) == len(present) - 1 > 4
+
+
+def test_a_model_of_classes_can_give_objects():
+    model = make_model(out_channels=1)
+    image = make_image((40, 40))
+    foreground = Segmenter(model).segment(image, probabilities=True).probabilities[1]
+    labels = Segmenter(model).segment(
+        image, output="objects", objects=ObjectSettings(min_size=0, fill_holes=False)
+    )
+    clear = np.abs(foreground - 0.5) > 1e-3  # objects are found in half precision
+    mask = foreground > 0.5
+    np.testing.assert_array_equal((labels.labels > 0)[clear], mask[clear])
+    assert labels.labels.max() > 1
+
+
+# --- when things go wrong ---------------------------------------------------------
+
+
+def refuse(monkeypatch, most):
+    """Let the network run out of memory above so many pixels."""
+    explain = AttentionUNet.explain
+
+    def limited(self, x):
+        if x[0, 0].numel() > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return explain(self, x)
+
+    monkeypatch.setattr(AttentionUNet, "explain", limited)
+
+
+def test_out_of_memory_halves_the_tile(monkeypatch):
+    model = make_model(features=(2, 3))
+    image = make_image((200, 200))
+    expected = Segmenter(model).segment(image, **EVERYTHING)
+    refuse(monkeypatch, 100 * 100)
+    result = Segmenter(model).segment(image, **EVERYTHING)
+    assert_same(result, expected)
+    assert "ran out of memory" in result.record["fallbacks"][0]
+    assert result.record["tile"][0] <= 100
+
+
+def test_out_of_memory_everywhere_is_said(monkeypatch):
+    refuse(monkeypatch, 0)
+    with pytest.raises(DeviceError, match="close other programs"):
+        Segmenter(make_model()).segment(make_image((64, 64)))
+
+
+def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
+    model = make_model()
+
+    def broken(x):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(model.network, "explain", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        Segmenter(model).segment(make_image((64, 64)))
+
+
+def test_cancel_takes_effect_at_the_next_tile(monkeypatch):
+    model = make_model()
+    runs = []
+    explain = model.network.explain
+    monkeypatch.setattr(
+        model.network, "explain", lambda x: (runs.append(1), explain(x))[1]
+    )
+    steps = Segmenter(model, tile=16).steps(make_image((64, 64)))
+    for progress in steps:
+        if progress.done == 3:
+            break
+    steps.close()
+    assert len(runs) == 3
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+def test_progress_counts_every_tile():
+    steps = Segmenter(make_model(), tile=16).steps(make_image((2, 64, 32)), axes="TYX")
+    seen = [(p.done, p.total) for p in steps if p.total > 1]
+    assert seen == [(i, 16) for i in range(16)]
+
+
+def test_the_model_is_left_as_it_was():
+    model = make_model()
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    Segmenter(model).segment(make_image((40, 40)))
+    after = model.network.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not model.network.training
+
+
+# --- sizes ------------------------------------------------------------------------
+
+
+def test_default_tiles_are_even_and_bounded():
+    network = NetworkSpec(features=(16, 32, 64, 128, 256))
+    halo = default_halo(network)
+    assert default_tile(network, (300, 500), halo) == (304, 512)
+    tile = default_tile(network, (4100, 4100), halo)
+    assert all(t % 16 == 0 for t in tile)
+    read = [t + 2 * h for t, h in zip(tile, halo, strict=True)]
+    live = 4 * segmenter_module.LIVE_TENSORS * 16 * read[0] * read[1]
+    assert live <= segmenter_module.ACTIVATION_BYTES
+    parts = [-(-4100 // t) for t in tile]
+    assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
+
+
+def test_default_halo_is_whole_in_2d_and_bounded_in_3d():
+    assert default_halo(NetworkSpec()) == (112, 112)
+    assert default_halo(NetworkSpec(ndim=3)) == (32, 32, 32)
+    small = NetworkSpec(ndim=3, features=(2, 3))
+    assert default_halo(small) == small.halo
