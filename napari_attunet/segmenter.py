@@ -251,8 +251,8 @@ class Segmenter:
                     fallbacks.append("The GPU ran out of memory: went on with the CPU.")
                 else:
                     raise DeviceError(
-                        f"Memory does not suffice even for tiles of {tile}: close other "
-                        "programs, or take a smaller model or part of the image."
+                        f"Memory does not suffice even for tiles of {tile}: close "
+                        "other programs, or take a smaller model or part of the image."
                     )
                 yield Progress(0, 1, fallbacks[-1])
         finally:

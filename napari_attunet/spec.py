@@ -120,7 +120,8 @@ class NetworkSpec:
         )
         _check(
             len(self.features) >= 2 and all(f > 0 for f in self.features),
-            f"At least two levels of positive features are needed, got {self.features}.",
+            "At least two levels of positive features are needed, got "
+            f"{self.features}.",
         )
         if not self.strides:
             default = ((2,) * self.ndim,) * (len(self.features) - 1)
@@ -128,8 +129,9 @@ class NetworkSpec:
         _check(
             len(self.strides) == len(self.features) - 1
             and all(len(s) == self.ndim and min(s) >= 1 for s in self.strides),
-            f"{len(self.features)} levels in {self.ndim}D need {len(self.features) - 1} "
-            f"strides of {self.ndim} positive numbers, got {self.strides}.",
+            f"{len(self.features)} levels in {self.ndim}D need "
+            f"{len(self.features) - 1} strides of {self.ndim} positive numbers, got "
+            f"{self.strides}.",
         )
         channels = self.gate.channels if self.gate else None
         _check(
@@ -143,7 +145,7 @@ class NetworkSpec:
         return len(self.features)
 
     def scale(self, level: int) -> tuple[int, ...]:
-        """Input pixels in one pixel of a level, for each axis (level 0 is the finest)."""
+        """Input pixels in one pixel of a level, for each axis; level 0 is finest."""
         return tuple(
             math.prod(s[axis] for s in self.strides[:level])
             for axis in range(self.ndim)

@@ -165,8 +165,8 @@ class AttentionUNet(nn.Module):
         spec = self.spec
         if x.ndim != spec.ndim + 2 or x.shape[1] != spec.in_channels:
             raise DataError(
-                f"The network takes (N, {spec.in_channels}, *{spec.ndim} spatial axes), "
-                f"got {tuple(x.shape)}."
+                f"The network takes (N, {spec.in_channels}, *{spec.ndim} spatial "
+                f"axes), got {tuple(x.shape)}."
             )
         if any(n % d for n, d in zip(x.shape[2:], spec.divisor, strict=True)):
             raise DataError(

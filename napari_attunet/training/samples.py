@@ -155,7 +155,7 @@ def contacts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
     """Return the object pixels that have another object within two pixels."""
     size = (5,) * labels.ndim
     highest = ndimage.maximum_filter(labels, size)
-    unlabelled = np.iinfo(labels.dtype).max
+    unlabelled = labels.max(initial=0) + 1
     lowest = ndimage.minimum_filter(np.where(labels > 0, labels, unlabelled), size)
     found: npt.NDArray[np.bool_] = (labels > 0) & (highest != lowest)
     return found

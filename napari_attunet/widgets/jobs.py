@@ -161,12 +161,14 @@ class TimeLeft:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start: tuple[float, int] | None = None
+        self._last = 0
 
     def __call__(self, progress: Progress) -> str:
         """Return words such as ``"about 40 s left"``, or nothing if unknown."""
         now, done = self._clock(), progress.done
-        if self._start is None or done < self._start[1]:  # it began again
+        if self._start is None or done < self._last:  # it began again
             self._start = (now, done)
+        self._last = done
         began, first = self._start
         if done == first or progress.total <= done:
             return ""

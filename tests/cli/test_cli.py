@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import json
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 
-from napari_attunet.cli import demo, main, train
-from napari_attunet.cli.console import report, table
+from napari_attunet.cli import main, train
+from napari_attunet.cli.console import Bar, report, table
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.evaluation import score
 from napari_attunet.images import read_image, write_labels
 from napari_attunet.library import Library, read_spec
 from napari_attunet.model import Model, load_model, save_model
+from napari_attunet.progress import Progress
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec, NetworkSpec
 
@@ -68,6 +71,19 @@ def test_errors_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_table_is_aligned() -> None:
     text = table(("name", "Dice"), [("a", 0.5), ("longer", 1)])
     assert text == "name    Dice\na       0.500\nlonger  1"
+
+
+def test_bar_shows_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for stream, watched in ((Terminal(), True), (io.StringIO(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Bar(2) as bar:
+            bar.job(1, "b.tif")(Progress(1, 2, "Working"))
+            bar._bar.refresh()
+        assert ("b.tif: Working:  75%" in stream.getvalue()) is watched
 
 
 # --- evaluate -------------------------------------------------------------------------
@@ -204,48 +220,23 @@ def test_doctor_tells_why_cuda_is_not_used(call: Call, shelf: Library) -> None:
 # --- demo -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("environment", "system", "screen"),
-    [
-        ({}, "linux", False),
-        ({"DISPLAY": ""}, "linux", False),
-        ({"DISPLAY": ":0"}, "linux", True),
-        ({"WAYLAND_DISPLAY": "wayland-0"}, "linux", True),
-        ({}, "darwin", True),
-        ({}, "win32", True),
-    ],
-)
-def test_screens(environment: dict[str, str], system: str, screen: bool) -> None:
-    assert demo.has_screen(environment, system) is screen
-
-
-def test_demo_without_a_screen(
+def test_demo_hands_over_to_the_viewer(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran: list[Any] = []
-
-    def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
-        ran.append((command, options["env"]))
-        return subprocess.CompletedProcess(command, 3)
-
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: True)
-    monkeypatch.setattr(demo, "has_screen", lambda *_: False)
-    monkeypatch.setattr(demo.subprocess, "run", run)
-    monkeypatch.setattr(demo.shutil, "which", lambda _: "/bin/xvfb-run")
-    monkeypatch.setenv("QT_QPA_PLATFORM", "offscreen")
-    shot = tmp_path / "a.png"
-    assert call("demo", "--screenshot", shot)[0] == 1  # as the other process ended
-    command, environment = ran[0]
-    assert command[0] == "/bin/xvfb-run"
-    assert command[-3:] == ["demo", "--screenshot", str(shot)]
-    assert "QT_QPA_PLATFORM" not in environment
-    assert "no screen" in call("demo")[2]
-    monkeypatch.setattr(demo.shutil, "which", lambda _: None)
-    assert "install Xvfb" in call("demo", "--screenshot", shot)[2]
+    shown: list[Path | None] = []
+    window = types.ModuleType("demo")
+    window.run = shown.append  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "napari_attunet.widgets.demo", window)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    picture = tmp_path / "new" / "a.png"
+    assert call("demo", "--screenshot", picture) == (0, "", "")
+    assert call("demo") == (0, "", "")
+    assert shown == [picture, None]
+    assert picture.parent.is_dir()
     assert "PNG" in call("demo", "--screenshot", tmp_path / "a.txt")[2]
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda _: None)
-    assert "needs napari" in call("demo", "--screenshot", shot)[2]
-    assert len(ran) == 1
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert "needs napari" in call("demo")[2]
+    assert len(shown) == 2
 
 
 # --- train ----------------------------------------------------------------------------

@@ -1,0 +1,157 @@
+"""Crops: image and labels move together, and a batch depends on its step alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from napari_attunet.errors import DataError
+from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
+from napari_attunet.training.samples import CropSampler, Pair, contacts, data_hash
+from napari_attunet.training.settings import Augmentation, TrainingSettings
+
+PLAIN = Augmentation(intensity=0)
+SETTINGS = TrainingSettings(crop=(32, 32), batch_size=3, augmentation=PLAIN)
+
+
+def make_spec(output="objects", ndim=2, channels=1, classes=3):
+    network = NetworkSpec(
+        ndim=ndim, features=(2, 3), in_channels=channels, out_channels=classes
+    )
+    raw = Normalization(kind="none")
+    names = ("red", "green", "blue") if channels == 3 else ()
+    return ModelSpec(
+        name="m", network=network, output=output, normalization=raw, channels=names
+    )
+
+
+def make_pair(ndim=2):
+    shape = (80, 72) if ndim == 2 else (16, 48, 40)
+    return Pair(*synthetic_nuclei(shape, seed=1))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_image_and_labels_move_together(ndim):
+    """An image that shows its own labels still does after augmentation."""
+    labels = make_pair(ndim).labels
+    image = (labels > 0).astype(np.float32)
+    crop = (32, 32) if ndim == 2 else (16, 32, 32)
+    settings = dataclasses.replace(SETTINGS, crop=crop)
+    sampler = CropSampler([Pair(image, labels)], make_spec(ndim=ndim), settings)
+    agree = [
+        ((batch.images[:, 0] > 0.5) == (batch.targets > 0)).float().mean()
+        for batch in map(sampler.batch, range(5))
+    ]
+    assert min(agree) > 0.97  # linear and nearest interpolation differ at edges
+    assert {int(c) for c in sampler.batch(0).targets.unique()} == {0, 1, 2}
+
+
+def test_a_batch_depends_on_seed_and_step_alone():
+    settings = dataclasses.replace(SETTINGS, augmentation=Augmentation(invert=0.5))
+    a, b = (CropSampler([make_pair()], make_spec(), settings) for _ in range(2))
+    a.batch(0)
+    first, again = a.batch(7), b.batch(7)
+    for name in ("images", "targets", "weights"):
+        assert torch.equal(getattr(first, name), getattr(again, name))
+    assert not torch.equal(first.images, a.batch(8).images)
+    assert torch.isfinite(first.images).all()
+
+
+def test_zoom_makes_objects_larger():
+    def largest(zoom):
+        augmentation = dataclasses.replace(PLAIN, zoom=(zoom, zoom), stretch=0.0)
+        settings = dataclasses.replace(SETTINGS, augmentation=augmentation)
+        image = np.zeros((64, 64), np.float32)
+        image[28:36, 28:36] = 1
+        pair = Pair(image, image.astype(int))
+        sampler = CropSampler([pair], make_spec(), settings)
+        sums = [sampler.batch(i).images.sum(dim=(1, 2, 3)).max() for i in range(20)]
+        return max(map(float, sums))
+
+    # the largest over many crops shows the whole object
+    assert largest(1.0) == pytest.approx(64, rel=0.1)
+    assert largest(2.0) == pytest.approx(256, rel=0.1)
+    assert largest(0.5) == pytest.approx(16, rel=0.2)
+
+
+def test_crops_fit_the_network_and_small_images_are_mirrored():
+    settings = dataclasses.replace(SETTINGS, crop=(33, 17))
+    pair = Pair(np.ones((5, 4), np.float32), np.ones((5, 4), int))
+    batch = CropSampler([pair], make_spec(), settings).batch(0)
+    assert batch.images.shape == (3, 1, 34, 18)
+    assert torch.all(batch.targets > 0)
+
+
+def test_stacks_give_all_their_slices():
+    labels = np.zeros((2, 40, 40), int)
+    labels[0, 10:30, 10:30] = 1
+    labels[1, 10:30, 10:30] = 2
+    pair = Pair(labels.astype(np.float32), labels, axes="ZYX")
+    sampler = CropSampler([pair], make_spec(), SETTINGS)
+    peaks = {
+        round(float(image.max()))
+        for step in range(10)
+        for image in sampler.batch(step).images
+    }
+    assert {1, 2} <= peaks
+
+
+def test_stain_moves_colours_and_stays_an_image(rng):
+    image = rng.random((40, 40, 3)).astype(np.float32)
+    pair = Pair(image, np.zeros((40, 40), int), axes="YXC")
+    stained = dataclasses.replace(PLAIN, stain=0.3)
+    spec = make_spec(channels=3)
+    plain = CropSampler([pair], spec, SETTINGS).batch(0).images
+    settings = dataclasses.replace(SETTINGS, augmentation=stained)
+    varied = CropSampler([pair], spec, settings).batch(0).images
+    assert varied.shape == plain.shape == (3, 3, 32, 32)
+    assert 0 <= varied.min() <= varied.max() <= 1
+    assert (varied - plain).abs().mean() > 0.005
+
+
+def test_contacts_are_where_objects_touch():
+    labels = np.zeros((9, 12), int)
+    labels[2:7, 1:5] = 1
+    labels[2:7, 5:9] = 2
+    found = contacts(labels)
+    assert found[4, 3:7].all()
+    assert not found[4, :3].any()
+    assert not found[labels == 0].any()
+    assert not contacts((labels > 0).astype(int)).any()
+
+
+def test_classes_stay_classes():
+    labels = np.zeros((40, 40), int)
+    labels[:, 20:] = 2
+    pair = Pair(labels.astype(np.float32), labels)
+    batch = CropSampler([pair], make_spec(output="classes"), SETTINGS).batch(0)
+    assert {int(c) for c in batch.targets.unique()} <= {0, 2}
+    assert torch.all(batch.weights == 1)
+
+
+@pytest.mark.parametrize(
+    ("pair", "output", "message"),
+    [
+        (Pair(np.zeros((9, 9)), np.zeros((9, 8), int)), "objects", "don't fit"),
+        (Pair(np.zeros((9, 9)), np.zeros((9, 9))), "objects", "whole numbers"),
+        (Pair(np.zeros((9, 9)), np.full((9, 9), -1)), "objects", "between 0"),
+        (Pair(np.zeros((9, 9)), np.full((9, 9), 3)), "classes", "between 0 and 2"),
+    ],
+)
+def test_wrong_labels_are_refused(pair, output, message):
+    with pytest.raises(DataError, match=message):
+        CropSampler([pair], make_spec(output=output), SETTINGS)
+
+
+def test_no_images_are_refused():
+    with pytest.raises(DataError, match="at least one"):
+        CropSampler([], make_spec(), SETTINGS)
+
+
+def test_the_hash_knows_the_data_not_its_order():
+    a, b = make_pair(), Pair(np.zeros((4, 4)), np.zeros((4, 4), int))
+    assert data_hash([a, b]) == data_hash([b, a])
+    changed = Pair(b.image, np.eye(4, dtype=int))
+    assert data_hash([a, b]) != data_hash([a, changed])

@@ -1,0 +1,154 @@
+"""Training learns, repeats itself, and goes on where it was stopped."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.model import Model
+from napari_attunet.progress import drain
+from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.training.samples import Pair
+from napari_attunet.training.settings import Augmentation, TrainingSettings
+from napari_attunet.training.trainer import train, validate
+
+PAIRS = [Pair(*synthetic_nuclei((64, 64), seed=s)) for s in (0, 1)]
+HELD_OUT = [Pair(*synthetic_nuclei((64, 64), seed=2))]
+SETTINGS = TrainingSettings(
+    steps=6, crop=(32, 32), batch_size=2, validate_every=2, warmup=1
+)
+
+
+def make_spec(**network):
+    options = {"features": (4, 8), "out_channels": 3} | network
+    return ModelSpec(name="m", network=NetworkSpec(**options), output="objects")
+
+
+def same(a, b):
+    a, b = a.network.state_dict(), b.network.state_dict()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_it_learns():
+    spec = make_spec(features=(8, 16, 32))
+    settings = dataclasses.replace(
+        SETTINGS,
+        steps=60,
+        crop=(64, 64),
+        validate_every=30,
+        learning_rate=1e-2,
+        average=0.9,
+        augmentation=Augmentation(intensity=0.3),
+    )
+    before = validate(Model.fresh(spec), HELD_OUT)
+    model = drain(train(spec, PAIRS, HELD_OUT, settings))
+    after = validate(model, HELD_OUT)
+    assert after["dice"] > max(0.75, before["dice"] + 0.2)
+    assert model.spec.training["scores"] == pytest.approx(after)
+    assert not model.network.training
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"ndim": 3, "features": (2, 3)},
+        {"deep_supervision": True, "features": (2, 3, 4)},
+        {"gate": None},
+    ],
+    ids=["3d", "deep supervision", "plain"],
+)
+def test_every_network_trains(network):
+    spec = make_spec(**network)
+    three = spec.network.ndim == 3
+    pairs = [Pair(*synthetic_nuclei((8, 32, 32), seed=0))] if three else PAIRS
+    crop = (8, 16, 16) if three else (32, 32)
+    settings = dataclasses.replace(SETTINGS, steps=2, crop=crop)
+    model = drain(train(spec, pairs, [], settings))
+    assert not same(model, Model.fresh(spec))
+
+
+def test_the_same_training_gives_the_same_model():
+    a, b = (drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS)) for _ in range(2))
+    assert same(a, b)
+    other = dataclasses.replace(SETTINGS, seed=1)
+    assert not same(a, drain(train(make_spec(), PAIRS, HELD_OUT, other)))
+
+
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path):
+    whole = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
+    checkpoint = tmp_path / "deeper" / "c.checkpoint"
+
+    def begin():
+        return train(make_spec(), PAIRS, HELD_OUT, SETTINGS, checkpoint=checkpoint)
+
+    steps = begin()
+    for progress in steps:
+        if progress.done == 5:  # the last checkpoint is that of step 4
+            break
+    steps.close()
+    resumed = begin()
+    assert next(p.done for p in resumed if p.done) == 5
+    assert same(drain(resumed), whole)
+
+
+@pytest.mark.parametrize("change", ["settings", "data", "damage"])
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, change):
+    checkpoint = tmp_path / "c.checkpoint"
+    drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS, checkpoint=checkpoint))
+    settings, pairs = SETTINGS, PAIRS
+    if change == "settings":
+        settings = dataclasses.replace(settings, seed=9)
+    elif change == "data":
+        pairs = PAIRS[:1]
+    else:
+        checkpoint.write_bytes(b"junk")
+    with pytest.raises(ModelError, match="Delete it"):
+        drain(train(make_spec(), pairs, HELD_OUT, settings, checkpoint=checkpoint))
+
+
+def test_training_further_leaves_the_start_alone():
+    start = Model.fresh(make_spec())
+    before = Model.from_weights(start.spec, start.network.state_dict())
+    trained = drain(train(start, PAIRS, HELD_OUT, SETTINGS))
+    assert same(start, before)
+    assert not same(start, trained)
+    assert trained.spec.training["started_from"] == "m@1"
+
+
+def test_the_record_tells_how_to_repeat_it():
+    record = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS)).spec.training
+    assert record["settings"]["steps"] == 6
+    assert record["data"]["images"] == 2
+    assert len(record["data"]["sha256"]) == 64
+    assert [h["step"] for h in record["history"]] == [2, 4, 6]
+    assert set(record["scores"]) == {"dice", "ap50", "ap50_pooled", "ap70"}
+
+
+def test_the_best_weights_are_kept_not_the_last(monkeypatch):
+    from napari_attunet.training import trainer
+
+    dice = iter([0.2, 0.9, 0.1])
+    monkeypatch.setattr(trainer, "validate", lambda *a, **k: {"dice": next(dice)})
+    model = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
+    assert model.spec.training["best_step"] == 4
+    assert model.spec.training["scores"] == {"dice": 0.9}
+
+
+def test_a_loss_that_is_no_number_ends_the_training(monkeypatch):
+    from napari_attunet.training import trainer
+
+    def broken(logits, *args, **options):
+        return logits.sum() * np.nan
+
+    monkeypatch.setattr(trainer, "segmentation_loss", broken)
+    with pytest.raises(DataError, match="learning rate"):
+        drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
+
+
+def test_class_models_are_scored_by_class():
+    spec = dataclasses.replace(make_spec(), output="classes")
+    pairs = [Pair(p.image, (p.labels > 0).astype(int)) for p in HELD_OUT]
+    assert set(validate(Model.fresh(spec), pairs)) == {"dice"}
