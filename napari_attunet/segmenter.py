@@ -38,7 +38,7 @@ __all__ = ["AttentionMap", "Segmentation", "Segmenter", "segment"]
 
 #: What a tile's activations may take. Above it larger tiles hardly save work any
 #: more, and below it the halo costs more than the image.
-ACTIVATION_BYTES = 600 * 2**20
+ACTIVATION_BYTES = 512 * 2**20
 
 #: Tensors of the finest level that are alive at the same time, in inference.
 LIVE_TENSORS = 6

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> bool:
         settings, **{k: v for k, v in asked.items() if v is not None}
     )
     pairs, validation = _pairs(args, settings.seed)
-    start, parent = _start(args, described, pairs)
+    start, parent = _start(args, described, pairs, settings)
     checkpoint = args.out.with_suffix(".checkpoint")
     steps = train(
         start,
@@ -195,17 +195,21 @@ def _read(images: Path, labels: Path) -> list[Pair]:
 
 
 def _start(
-    args: argparse.Namespace, described: ModelSpec | None, pairs: list[Pair]
+    args: argparse.Namespace,
+    described: ModelSpec | None,
+    pairs: list[Pair],
+    settings: TrainingSettings,
 ) -> tuple[Model | ModelSpec, str | None]:
     """Return what training starts from, and the key of the model it was, if any."""
-    from napari_attunet.model import Model, load_model
+    from napari_attunet.model import load_model
+    from napari_attunet.training.transfer import best_adapted
 
     if args.start is None:
         return described or _default_spec(args, pairs), None
     old = load_model(args.start)
     if described is None:
         return old, old.spec.key
-    return Model.from_weights(described, old.network.state_dict()), old.spec.key
+    return best_adapted(old, described, pairs, settings), old.spec.key
 
 
 def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:

@@ -145,16 +145,20 @@ class AttentionUNet(nn.Module):
                 x = self.pools[level - 1](x)
             x = block(x)
             skips.append(x)
+        skips.pop()  # the bottleneck is no skip
 
         attention: list[Attention] = []
         auxiliary: list[Tensor] = []
         for level in reversed(range(self.spec.levels - 1)):
-            skip, up = skips[level], self.ups[level](x)
+            # popped, so that in inference a skip's memory is free once it is used
+            skip, up = skips.pop(), self.ups[level](x)
             if self.spec.gate is not None:
                 skip, alpha = self.gates[level](skip, x if coarse_signal else up)
                 scale = self.spec.scale(level + 1 if coarse_signal else level)
                 attention.append(Attention(level, scale, alpha))
-            x = self.decoder[level](torch.cat((skip, up), dim=1))
+            x = torch.cat((skip, up), dim=1)
+            del skip, up
+            x = self.decoder[level](x)
             if self.training and self.spec.deep_supervision and level:
                 auxiliary.append(self.auxiliary_heads[level - 1](x))
         return Explained(

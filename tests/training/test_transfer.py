@@ -1,0 +1,94 @@
+"""A model of other channels or classes begins as what it starts from."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from napari_attunet.errors import ModelError
+from napari_attunet.model import Model
+from napari_attunet.progress import drain
+from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
+from napari_attunet.training.samples import Pair
+from napari_attunet.training.settings import TrainingSettings
+from napari_attunet.training.trainer import train
+from napari_attunet.training.transfer import adapt, best_adapted
+
+
+def make_spec(channels=1, classes=3, ndim=2, features=(3, 4)):
+    network = NetworkSpec(
+        ndim=ndim, in_channels=channels, out_channels=classes, features=features
+    )
+    return ModelSpec(name="m", network=network)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_more_channels_begin_as_grey(ndim, channels):
+    model = Model.fresh(make_spec(ndim=ndim))
+    wider = adapt(model, make_spec(channels, ndim=ndim))
+    grey = torch.rand(1, 1, *(8,) * ndim)
+    repeated = grey.expand(-1, channels, *grey.shape[2:])
+    torch.testing.assert_close(wider.network(repeated), model.network(grey))
+
+
+def test_inverted_begins_as_on_the_inverted_image():
+    model = Model.fresh(make_spec(features=(3, 4)))
+    inverted = adapt(model, make_spec(3), inverted=True)
+    # a constant border, which zero padding sees otherwise, is kept out of the way
+    grey = torch.rand(1, 1, 64, 64)
+    got = inverted.network(grey.expand(-1, 3, -1, -1))
+    expected = model.network(1 - grey)
+    inner = (..., slice(28, 36), slice(28, 36))
+    torch.testing.assert_close(got[inner], expected[inner])
+
+
+def test_old_classes_keep_their_weights():
+    model = Model.fresh(make_spec(classes=2))
+    more = adapt(model, make_spec(classes=4))
+    x = torch.rand(1, 1, 8, 8)
+    torch.testing.assert_close(more.network(x)[:, :2], model.network(x))
+
+
+def test_the_start_is_left_alone():
+    model = Model.fresh(make_spec())
+    before = {k: v.clone() for k, v in model.network.state_dict().items()}
+    with torch.no_grad():
+        for p in adapt(model, make_spec(3)).network.parameters():
+            p.zero_()
+    after = model.network.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize(
+    "spec", [make_spec(classes=2), make_spec(features=(3, 5)), make_spec(ndim=3)]
+)
+def test_other_networks_are_refused(spec):
+    with pytest.raises(ModelError, match="cannot start"):
+        adapt(Model.fresh(make_spec()), spec)
+
+
+def test_dark_objects_are_begun_inverted():
+    """A model of bright nuclei starts one of dark ones in colour."""
+    scale = Normalization(kind="percentile")
+    spec = dataclasses.replace(
+        make_spec(features=(8, 16)), output="objects", normalization=scale
+    )
+    settings = TrainingSettings(
+        steps=40, crop=(32, 32), validate_every=40, learning_rate=1e-2, average=0.9
+    )
+    image, labels = synthetic_nuclei((64, 64), seed=0)
+    model = drain(train(spec, [Pair(image, labels)], [], settings))
+    dark = np.repeat((image.max() - image)[..., None], 3, axis=-1)
+    colour = dataclasses.replace(
+        spec,
+        network=dataclasses.replace(spec.network, in_channels=3),
+        channels=("red", "green", "blue"),
+    )
+    found = best_adapted(model, colour, [Pair(dark, labels, "YXC")], settings)
+    expected = adapt(model, colour, inverted=True)
+    assert torch.equal(
+        found.network.encoder[0][0].bias, expected.network.encoder[0][0].bias
+    )
