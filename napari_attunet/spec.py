@@ -249,6 +249,10 @@ class ObjectSettings:
         Interior probability above which connected pixels seed one object.
     foreground_threshold : float
         Probability of interior plus boundary above which a pixel belongs to an object.
+    split_depth : float
+        Divide round objects that the network left joined: a seed is parted at a neck
+        if on both sides of it the distance to the edge rises by more than so many
+        pixels. 0 leaves seeds as they are, which is right for branched shapes.
     min_size : int
         Objects with fewer pixels are dropped.
     fill_holes : bool
@@ -259,6 +263,7 @@ class ObjectSettings:
     boundary: int = 2
     seed_threshold: float = 0.5
     foreground_threshold: float = 0.5
+    split_depth: float = 0.0
     min_size: int = 16
     fill_holes: bool = True
 
@@ -271,6 +276,10 @@ class ObjectSettings:
         for name in ("seed_threshold", "foreground_threshold"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} must lie between 0 and 1, got {value}.")
+        _check(
+            self.split_depth >= 0,
+            f"split_depth must not be negative, got {self.split_depth}.",
+        )
         _check(
             self.min_size >= 0, f"min_size must not be negative, got {self.min_size}."
         )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.segmentation import watershed
 
+from napari_attunet import objects
 from napari_attunet.errors import DataError
 from napari_attunet.objects import class_labels, object_labels, object_targets
 from napari_attunet.spec import ObjectSettings
@@ -275,3 +276,85 @@ def test_shapes_are_checked():
         object_labels(np.zeros((3, 4)), np.zeros((4, 3)), PLAIN)
     with pytest.raises(ValueError, match="two classes"):
         class_labels(np.zeros((1, 4, 4)))
+
+
+# --- necks ------------------------------------------------------------------------
+
+
+def balls(*centres, shape, radius=8):
+    """Return a mask of discs or balls."""
+    grid = np.indices(shape)
+    mask = np.zeros(shape, bool)
+    for centre in centres:
+        squares = [(g - c) ** 2 for g, c in zip(grid, centre, strict=True)]
+        mask |= sum(squares) <= radius**2
+    return mask
+
+
+def split(mask, depth, **options):
+    interior = mask.astype(np.float32)
+    settings = ObjectSettings(split_depth=depth, min_size=0, **options)
+    return object_labels(interior, np.zeros_like(interior), settings)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_neck_parts_two_round_objects(ndim):
+    shape = (24, 44) if ndim == 2 else (24, 44, 24)
+    one, two = (12, 12, 12)[:ndim], (12, 26, 12)[:ndim]
+    mask = balls(one, two, shape=shape)
+    assert split(mask, 0).max() == 1
+    labels = split(mask, 1.0)
+    assert labels.max() == 2
+    np.testing.assert_array_equal(labels > 0, mask)
+    assert labels[one] != labels[two]
+    # the cut runs through the neck, half way between the two
+    columns = np.moveaxis(labels, 1, -1).reshape(-1, 44)
+    first = (columns == labels[one]).any(0)
+    assert abs(int(np.flatnonzero(first).max()) - 19) <= 2
+    # a depth that the neck doesn't reach leaves them joined
+    assert split(mask, 6.0).max() == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_convex_objects_are_not_parted(seed):
+    random = np.random.default_rng(seed)
+    angle, long, short = random.uniform(0, np.pi), random.uniform(12, 25), 7
+    y, x = np.indices((64, 64)) - 31.5
+    along, across = (
+        x * np.cos(angle) + y * np.sin(angle),
+        y * np.cos(angle) - x * np.sin(angle),
+    )
+    mask = (along / long) ** 2 + (across / short) ** 2 <= 1
+    assert split(mask, 1.0).max() == 1
+
+
+def test_a_hole_is_no_neck():
+    mask = balls((16, 16), shape=(32, 32), radius=10)
+    mask[14:18, 14:18] = False
+    labels = split(mask, 1.0)
+    assert labels.max() == 1
+    assert labels[16, 16] == 1
+
+
+def test_slivers_seed_nothing_beside_an_object():
+    interior = balls((12, 12), shape=(24, 40)).astype(np.float32)
+    boundary = np.zeros_like(interior)
+    boundary[12, 21:30] = 1
+    interior[12, 30] = 1  # one sure pixel at the end of a bridge of unsure ones
+    thresholds = {"min_size": 0, "split_depth": 1.0}
+    assert object_labels(interior, boundary, ObjectSettings(**thresholds)).max() == 1
+    thresholds["split_depth"] = 0.0
+    assert object_labels(interior, boundary, ObjectSettings(**thresholds)).max() == 2
+
+
+@pytest.mark.parametrize("slab", [7, 16])
+def test_slabs_change_no_distance(monkeypatch, slab):
+    random = np.random.default_rng(0)
+    seeds = (ndimage.gaussian_filter(random.normal(size=(90, 40)), 5) > 0).astype(int)
+    monkeypatch.setattr(objects, "FARTHEST", 6)
+    whole = objects._edge_distance(seeds.astype(np.int32))
+    monkeypatch.setattr(objects, "SLAB", slab)
+    np.testing.assert_allclose(
+        objects._edge_distance(seeds.astype(np.int32)), whole, atol=1e-5
+    )
+    assert whole.max() > 5

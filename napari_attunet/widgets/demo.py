@@ -21,7 +21,7 @@ __all__ = ["run"]
 #: The first of these models that there is, and how it takes the tissue's colours.
 MODELS = (("nuclei-histology", "auto"), ("nuclei-fluorescence", "haematoxylin"))
 
-WINDOW = (1560, 960)
+WINDOW = (1800, 960)
 
 #: Seen on grey and on every colour of the attention maps.
 OUTLINES = "cyan"
@@ -77,7 +77,7 @@ def _run(viewer: napari.Viewer, screenshot: Path | None) -> None:
             f"The demonstration needs the model {MODELS[0][0]} or {MODELS[1][0]}. "
             "Install napari-attunet again: both come with it."
         )
-    widget.channels.setCurrentText(channels)
+    widget.options.channels.setCurrentText(channels)
 
     outcome: list[bool] = []
     loop = QEventLoop()
@@ -114,8 +114,9 @@ def _arrange(viewer: napari.Viewer, tissue: Any) -> None:
     for picture in (stain, *gates):
         picture.visible, picture.opacity = True, 1
         picture.blending = "translucent"
-        outlines = Labels(labels.data, name=f"nuclei on {picture.name}", opacity=0.7)
-        outlines.contour = 1
+        shown = picture.name.removeprefix(f"{tissue.name} · ")
+        outlines = Labels(labels.data, name=f"nuclei on {shown}", opacity=0.8)
+        outlines.contour = 2
         outlines.colormap = {None: OUTLINES, 0: "transparent"}
         viewer.layers.append(outlines)
         pictures.append((picture, outlines))
@@ -143,7 +144,7 @@ def _screen(*, virtual: bool) -> Iterator[None]:
             + ("." if server else ", and install Xvfb for it (apt install xvfb).")
         )
     read, write = os.pipe()
-    screen = ["-screen", "0", "1600x1000x24", "-nolisten", "tcp"]
+    screen = ["-screen", "0", "1920x1080x24", "-nolisten", "tcp"]
     process = subprocess.Popen(  # noqa: S603 - found on the path, no shell
         [server, "-displayfd", str(write), *screen],
         pass_fds=[write],

@@ -8,24 +8,17 @@ long as they run, which two at a time never undo.
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import importlib
-import importlib.util
-import os
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 from qtpy.QtCore import QCoreApplication, QObject, QRunnable, QThreadPool, Signal, Slot
 
 from napari_attunet.progress import Progress, Steps
 
-__all__ = ["Job", "TimeLeft", "load_torch"]
+__all__ = ["Job", "TimeLeft"]
 
 
 class Job(QObject):
@@ -178,38 +171,3 @@ class TimeLeft:
         if seconds < 90 * 60:
             return f"about {round(seconds / 60)} min left"
         return f"about {seconds / 3600:.1f} h left"
-
-
-def load_torch() -> None:
-    """Import PyTorch in a thread without stopping the window, as far as possible.
-
-    Two things in ``import torch`` stop every other thread for hundreds of
-    milliseconds: the dynamic linker initialises its large libraries under the
-    interpreter's lock, and its many new objects set off full collections of garbage,
-    which find none. So the libraries are opened first by a foreign call, which holds
-    no lock, and the collector rests meanwhile.
-    """
-    if "torch" in sys.modules:
-        return
-    if sys.platform.startswith("linux"):
-        _open_libraries()
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        importlib.import_module("torch")
-    finally:
-        if collects:
-            gc.enable()
-
-
-def _open_libraries() -> None:
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        return
-    open_library = ctypes.CDLL(None).dlopen
-    open_library.restype = ctypes.c_void_p
-    open_library.argtypes = (ctypes.c_char_p, ctypes.c_int)
-    for name in ("libc10.so", "libtorch_cpu.so", "libtorch_python.so"):
-        library = Path(found.origin).parent / "lib" / name
-        # Should it fail, importing says why.
-        open_library(os.fsencode(library), os.RTLD_NOW | os.RTLD_LOCAL)

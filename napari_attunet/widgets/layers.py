@@ -254,7 +254,7 @@ def attention_look(*, rgb: bool, volume: bool) -> dict[str, Any]:
     """Return how attention is drawn over its source.
 
     Light adds up on the dark ground of fluorescence; on the white ground of stained
-    tissue it would vanish, so there it covers half. Volumes are projections of light.
+    tissue it would vanish, so there it is a veil. Volumes are projections of light.
     """
     covering = rgb and not volume
     return {
@@ -263,7 +263,7 @@ def attention_look(*, rgb: bool, volume: bool) -> dict[str, Any]:
         "interpolation2d": "nearest",
         "interpolation3d": "nearest",
         "blending": "translucent" if covering else "additive",
-        "opacity": 0.6,
+        "opacity": 0.35 if covering else 0.6,
     }
 
 

@@ -18,7 +18,6 @@ from napari.utils.colormaps import DirectLabelColormap
 
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec, ObjectSettings
-from napari_attunet.widgets.jobs import load_torch
 from napari_attunet.widgets.layers import (
     Mark,
     Pose,
@@ -33,6 +32,7 @@ from napari_attunet.widgets.layers import (
     results_of,
     set_mark,
 )
+from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
     from napari.components import LayerList
@@ -208,7 +208,7 @@ def plan(
 def compute(task: Task) -> Steps[Outcome]:
     """Segment, and make what layers can be made away from the viewer."""
     yield Progress(0, 0, "Loading PyTorch")
-    load_torch()
+    warm_up()
     from napari_attunet.model import load_model
     from napari_attunet.segmenter import Segmenter
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import functools
 import weakref
 from collections.abc import Iterator
@@ -11,39 +11,32 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Image, Layer
 from napari.utils.notifications import notification_manager, show_error, show_info
 from qtpy.QtCore import QEvent, QSignalBlocker, Qt, QTimer, Signal
-from qtpy.QtGui import QIcon
 from qtpy.QtWidgets import (
-    QCheckBox,
     QComboBox,
-    QDoubleSpinBox,
-    QFormLayout,
     QHBoxLayout,
     QLabel,
-    QLineEdit,
     QProgressBar,
     QPushButton,
     QSizePolicy,
-    QSpinBox,
     QToolButton,
     QVBoxLayout,
     QWidget,
 )
-from superqt import QCollapsible
 
 from napari_attunet.errors import AttUnetError
-from napari_attunet.intensity import CHANNEL_CHOICES
 from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress, Steps
-from napari_attunet.widgets.jobs import Job, TimeLeft, load_torch
+from napari_attunet.widgets.jobs import Job, TimeLeft
 from napari_attunet.widgets.layers import axes_of, is_result
+from napari_attunet.widgets.options import Options, let_shrink, make_form
 from napari_attunet.widgets.results import (
     EditWatch,
     Outcome,
-    Settings,
     compute,
     deliver,
     plan,
 )
+from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -55,10 +48,6 @@ __all__ = ["SegmentWidget", "segment_active_layer"]
 SHORTCUT = "Control-Shift-A"
 
 PLUGIN, DOCK = "napari-attunet", "Attention U-Net"
-
-OUTPUTS = (("auto", None), ("objects", "objects"), ("classes", "classes"))
-
-OPTIONS_OPEN, OPTIONS_CLOSED = "▾  Options", "▸  Options"
 
 
 def segment_active_layer(viewer: napari.viewer.Viewer) -> None:
@@ -111,6 +100,7 @@ class SegmentWidget(QWidget):
         self._delivery: Iterator[Layer] | None = None
         self._job: Job | None = None
         self._device_job: Job | None = None
+        self._time_left = TimeLeft()
         self._build()
         self._connect(viewer)
         self.refresh_models()
@@ -128,7 +118,7 @@ class SegmentWidget(QWidget):
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu"])
         self.device_line = _wrapped_label("Looking for a device …")
-        self.options = self._build_options()
+        self.options = Options()
         self.segment = QPushButton("Segment")
         self.segment.setToolTip(f"Segment the image ({SHORTCUT.replace('-', '+')})")
         self.segment.setMinimumHeight(36)
@@ -140,12 +130,12 @@ class SegmentWidget(QWidget):
         self.bar = QProgressBar()
         self.message = _wrapped_label("")
         for box in (self.image, self.model, self.device):
-            _let_shrink(box)
+            let_shrink(box)
 
         models = QHBoxLayout()
         models.addWidget(self.model, 1)
         models.addWidget(self.refresh)
-        form = _form()
+        form = make_form()
         form.addRow("Image", self.image)
         form.addRow("Model", models)
         form.addRow("Device", self.device)
@@ -163,72 +153,12 @@ class SegmentWidget(QWidget):
         self.setMinimumWidth(280)
         self._show_state()
 
-    def _build_options(self) -> QCollapsible:
-        self.channels = QComboBox()
-        self.channels.addItems(CHANNEL_CHOICES)
-        self.channels.setToolTip("How colours become what the model takes")
-        self.axes = QLineEdit()
-        self.axes.setToolTip(
-            "One letter for each axis of the image: T time, C channel, Z depth, Y, X"
-        )
-        self.output = QComboBox()
-        for text, value in OUTPUTS:
-            self.output.addItem(text, value)
-        self.output.setToolTip("One label for each object or for each class")
-        self.min_size = QSpinBox()
-        self.min_size.setRange(0, 10**6)
-        self.min_size.setSuffix(" px")
-        self.min_size.setToolTip("Smaller objects are dropped")
-        self.seed_threshold = QDoubleSpinBox()
-        self.seed_threshold.setRange(0, 1)
-        self.seed_threshold.setSingleStep(0.05)
-        self.seed_threshold.setToolTip(
-            "Higher values split touching objects more, and find fewer faint ones"
-        )
-        self.attention = QCheckBox()
-        self.attention.setChecked(True)
-        self.attention.setToolTip("Show what each attention gate lets through")
-        self.tile = QSpinBox()
-        self.tile.setRange(0, 8192)
-        self.tile.setSingleStep(64)
-        self.tile.setSuffix(" px")
-        self.tile.setToolTip("Smaller tiles need less memory and take longer")
-        self.threads = QSpinBox()
-        self.threads.setRange(0, 256)
-        for number in (self.tile, self.threads):
-            number.setSpecialValueText("auto")
-        for box in (self.channels, self.output):
-            _let_shrink(box)
-        form = _form()
-        for text, widget in (
-            ("Channels", self.channels),
-            ("Axes", self.axes),
-            ("Output", self.output),
-            ("Minimum size", self.min_size),
-            ("Seed threshold", self.seed_threshold),
-            ("Show attention", self.attention),
-            ("Tile size", self.tile),
-            ("CPU threads", self.threads),
-        ):
-            form.addRow(text, widget)
-        content = QWidget()
-        content.setLayout(form)
-        # Its own arrows are painted once, in a colour that may not suit the theme.
-        options = QCollapsible(
-            OPTIONS_CLOSED, expandedIcon=QIcon(), collapsedIcon=QIcon()
-        )
-        options.addWidget(content)
-        options.setDuration(120)
-        return options
-
     def _connect(self, viewer: napari.viewer.Viewer) -> None:
         self.image.currentIndexChanged.connect(self._on_image_changed)
         self.model.currentIndexChanged.connect(self._on_model_changed)
         self.model.activated.connect(self._on_model_chosen)
         self.refresh.clicked.connect(self.refresh_models)
         self.device.currentIndexChanged.connect(self._ask_device)
-        self.output.currentIndexChanged.connect(self._enable_object_options)
-        self.options.toggled.connect(self._on_options_toggled)
         self.segment.clicked.connect(self.start)
         self.cancel.clicked.connect(self.stop)
         viewer.layers.events.removed.connect(self._on_layer_removed)
@@ -331,49 +261,20 @@ class SegmentWidget(QWidget):
         entry = self.entry
         if entry is not None:
             self.model.setToolTip(entry.spec.description)
-            self.min_size.setValue(entry.spec.objects.min_size)
-            self.seed_threshold.setValue(entry.spec.objects.seed_threshold)
+            self.options.follow(entry.spec)
         self._guess_axes()
-        self._enable_object_options()
         self._show_state()
 
     def _guess_axes(self) -> None:
         guess = ""
         if self.source is not None and self.entry is not None:
             network = self.entry.spec.network
-            try:
+            # What is wrong is told when the user presses the button.
+            with contextlib.suppress(AttUnetError):
                 guess = axes_of(
                     self.source, ndim=network.ndim, in_channels=network.in_channels
                 )
-            except AttUnetError:  # told when the user presses the button
-                guess = ""
-        self.axes.setPlaceholderText(f"auto: {guess}" if guess else "auto")
-
-    def _enable_object_options(self) -> None:
-        says = self.entry.spec.output if self.entry else "objects"
-        objects = (self.output.currentData() or says) == "objects"
-        self.min_size.setEnabled(objects)
-        self.seed_threshold.setEnabled(objects)
-
-    def _on_options_toggled(self, opened: bool) -> None:
-        self.options.setText(OPTIONS_OPEN if opened else OPTIONS_CLOSED)
-
-    def _settings(self, entry: Entry) -> Settings:
-        return Settings(
-            model=str(entry.path),
-            device=self.device.currentText(),
-            threads=self.threads.value() or None,
-            tile=self.tile.value() or None,
-            axes=self.axes.text().strip().upper(),
-            channels=self.channels.currentText(),
-            output=self.output.currentData(),
-            objects=dataclasses.replace(
-                entry.spec.objects,
-                min_size=self.min_size.value(),
-                seed_threshold=self.seed_threshold.value(),
-            ),
-            attention=self.attention.isChecked(),
-        )
+        self.options.show_axes(guess)
 
     # --- the device -----------------------------------------------------------------
 
@@ -417,7 +318,10 @@ class SegmentWidget(QWidget):
             )
             return
         try:
-            task = plan(viewer.layers, source, entry.spec, self._settings(entry))
+            settings = self.options.settings(
+                model=str(entry.path), device=self.device.currentText()
+            )
+            task = plan(viewer.layers, source, entry.spec, settings)
         except AttUnetError as error:
             self._complain(error)
             return
@@ -442,7 +346,8 @@ class SegmentWidget(QWidget):
             self.message.setText("Stopping …")
 
     def _on_progressed(self, progress: Progress) -> None:
-        self.bar.setRange(0, progress.total)
+        # A single step cannot tell how far it is; the bar then only moves.
+        self.bar.setRange(0, progress.total if progress.total > 1 else 0)
         self.bar.setValue(progress.done)
         left = self._time_left(progress) if progress.total else ""
         self.bar.setFormat(f"%p %  {left}" if left else "%p %")
@@ -522,7 +427,7 @@ class SegmentWidget(QWidget):
 def _describe_device(wanted: str) -> Steps[tuple[tuple[str, ...], str]]:
     """Return the devices there are, and where the wanted one runs, in words."""
     yield Progress(0, 0)
-    load_torch()
+    warm_up()
     from napari_attunet.devices import available_devices, choose_device
 
     try:
@@ -538,19 +443,3 @@ def _wrapped_label(text: str) -> QLabel:
     label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
     label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
     return label
-
-
-def _form() -> QFormLayout:
-    form = QFormLayout()
-    form.setContentsMargins(0, 0, 0, 0)
-    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-    return form
-
-
-def _let_shrink(box: QComboBox) -> None:
-    """Let long names be elided instead of widening the dock."""
-    box.setSizeAdjustPolicy(
-        QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
-    )
-    box.setMinimumContentsLength(8)
-    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)

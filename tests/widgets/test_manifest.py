@@ -65,7 +65,7 @@ def test_the_command_is_in_the_menu_and_runs(make_napari_viewer, monkeypatch, qt
 
     called = []
     monkeypatch.setattr(
-        "napari_attunet.widgets.segment.SegmentWidget.start", lambda self: called.append(self)
+        "napari_attunet.widgets.segment.SegmentWidget.start", called.append
     )
     viewer = make_napari_viewer()
     viewer.add_image(np.zeros((20, 20)), name="it")
@@ -105,7 +105,9 @@ def test_mitosis_is_fetched(qtbot, monkeypatch):
     qtbot.waitUntil(lambda: not _Work.alive)
 
 
-@pytest.mark.parametrize("error", [ConnectionError("offline"), ValueError("wrong hash")])
+@pytest.mark.parametrize(
+    "error", [ConnectionError("offline"), ValueError("wrong hash")]
+)
 def test_mitosis_cannot_be_fetched(qtbot, monkeypatch, error):
     def fail():
         raise error

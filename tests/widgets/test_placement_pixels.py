@@ -42,7 +42,7 @@ FLAT = {
 def blocks(cells: tuple[int, ...], factors: tuple[int, ...]):
     """Return random cells, and an image in which each fills a block."""
     rng = np.random.default_rng(1)
-    values = rng.permutation(np.linspace(0.2, 1, int(np.prod(cells)))).astype(np.float32)
+    values = rng.permutation(np.linspace(0.2, 1, int(np.prod(cells)), dtype=np.float32))
     values = values.reshape(cells)
     return values, np.kron(values, np.ones(factors, np.float32))
 
@@ -152,7 +152,8 @@ def test_a_volume_from_outside(viewer):
     one, two = picture(viewer, source), picture(viewer, result)
     seen = [(shot > 0.1).any(-1) for shot in (one, two)]
     assert seen[0].sum() > 5000
-    assert (seen[0] ^ seen[1]).sum() < 0.001 * seen[0].sum()
+    # Where a ray grazes an edge, its steps fall differently in large and small cells.
+    assert (seen[0] ^ seen[1]).sum() < 0.003 * seen[0].sum()
 
 
 def test_every_frame_of_a_film(viewer):
@@ -173,7 +174,8 @@ def test_every_channel_shows_the_result(viewer, axes):
     factors = (1, 16, 16)
     if "T" not in axes:
         values, pixels, factors = values[0], pixels[0], factors[1:]
-    source = show(viewer, pixels, scale=(7, *(1,) * (len(axes) - 1)), translate=[5] * len(axes))
+    placement = {"scale": (7, 2, 1, 1)[-len(axes) :], "translate": [5] * len(axes)}
+    source = show(viewer, pixels, **placement)
     result = place(viewer, source, values, factors, axes)
     channel = axes.index("C")
     for t in range(n_frames):
@@ -192,7 +194,8 @@ def test_labels(viewer, placement):
     source = show(viewer, pixels, **placement)
     numbers = np.arange(1, values.size + 1, dtype=np.int32).reshape(values.shape)
     greys = {
-        int(i): np.array([v, v, v, 1]) for i, v in zip(numbers.flat, values.flat, strict=True)
+        int(i): np.array([grey, grey, grey, 1])
+        for i, grey in zip(numbers.flat, values.flat, strict=True)
     }
     full = np.kron(numbers, np.ones((16, 16), np.int32))
     full, pose = fit(full, (1, 1), axes="YX", shape=full.shape, pose=Pose.of(source))

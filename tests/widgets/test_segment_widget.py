@@ -212,12 +212,12 @@ def test_a_new_version_becomes_choosable(viewer, widget, tmp_path):
 def test_options_follow_the_model(viewer, widget):
     add_cells(viewer)
     widget.choose_model("regions")
-    assert not widget.min_size.isEnabled()
-    widget.output.setCurrentText("objects")
-    assert widget.min_size.isEnabled()
-    assert widget.axes.placeholderText() == "auto: YX"
+    assert not widget.options.min_size.isEnabled()
+    widget.options.output.setCurrentText("objects")
+    assert widget.options.min_size.isEnabled()
+    assert widget.options.axes.placeholderText() == "auto: YX"
     widget.choose_model("volume")
-    assert widget.axes.placeholderText() == "auto"
+    assert widget.options.axes.placeholderText() == "auto"
 
 
 # --- results ---------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_labels_and_every_gate_appear(viewer, widget, qtbot):
 def test_classes_have_the_models_colours(viewer, widget, qtbot):
     add_cells(viewer)
     widget.choose_model("regions")
-    widget.attention.setChecked(False)
+    widget.options.attention.setChecked(False)
     run(qtbot, widget)
     assert len(viewer.layers) == 2
     labels = viewer.layers["cells · labels"]
@@ -268,9 +268,9 @@ def test_classes_have_the_models_colours(viewer, widget, qtbot):
 def test_options_reach_the_engine(viewer, widget, qtbot):
     add_cells(viewer)
     widget.choose_model("grey")
-    widget.output.setCurrentText("classes")
-    widget.tile.setValue(64)
-    widget.threads.setValue(1)
+    widget.options.output.setCurrentText("classes")
+    widget.options.tile.setValue(64)
+    widget.options.threads.setValue(1)
     widget.device.setCurrentText("cpu")
     run(qtbot, widget)
     labels = viewer.layers["cells · labels"]
@@ -344,7 +344,7 @@ def test_the_last_run_is_updated_in_place(viewer, widget, qtbot):
     fine, labels = before[2], before[3]
     fine.visible, labels.contour, labels.name = False, 2, "mine"
     old = labels.data
-    widget.min_size.setValue(200)
+    widget.options.min_size.setValue(200)
     run(qtbot, widget)
     assert list(viewer.layers) == before
     assert labels.data is not old
@@ -377,7 +377,7 @@ def test_removed_layers_come_back(viewer, widget, qtbot):
 
 def test_another_model_gets_layers_of_its_own(viewer, widget, qtbot):
     add_cells(viewer)
-    widget.attention.setChecked(False)
+    widget.options.attention.setChecked(False)
     widget.choose_model("grey")
     run(qtbot, widget)
     first = labels_of(viewer)[0]
@@ -627,12 +627,12 @@ def test_an_error_of_the_users_is_told(viewer, widget, qtbot, told):
     assert widget.message.text() == told()[0]
     assert not widget.running
     widget.choose_model("grey")
-    widget.axes.setText("QQ")
+    widget.options.axes.setText("QQ")
     with qtbot.waitSignal(widget.finished, timeout=TIMEOUT) as signal:
         widget.start()
     assert signal.args == [False]
     assert "axes" in told()[1].lower()
-    widget.axes.setText("yx")
+    widget.options.axes.setText("yx")
     run(qtbot, widget)
 
 
@@ -736,7 +736,7 @@ def test_the_window_stays_alive_during_a_run(viewer, widget, qtbot, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 255, (700, 700), np.uint8)
     viewer.add_image(pixels, name="noise")
     widget.choose_model("grey")
-    widget.tile.setValue(128)
+    widget.options.tile.setValue(128)
     run(qtbot, widget)  # once, for all that is imported or compiled the first time
     heart = Heartbeat()
     # Layers are updated by napari in its own time; the work must not disturb.

@@ -1,0 +1,162 @@
+"""The options of a segmentation, folded away until somebody wants them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from qtpy.QtGui import QIcon
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDoubleSpinBox,
+    QFormLayout,
+    QLineEdit,
+    QSizePolicy,
+    QSpinBox,
+    QWidget,
+)
+from superqt import QCollapsible
+
+from napari_attunet.intensity import CHANNEL_CHOICES
+from napari_attunet.spec import ModelSpec, ObjectSettings
+from napari_attunet.widgets.results import Settings
+
+__all__ = ["Options", "let_shrink", "make_form"]
+
+OPEN, CLOSED = "▾  Options", "▸  Options"
+
+OUTPUTS = (("auto", None), ("objects", "objects"), ("classes", "classes"))
+
+
+class Options(QCollapsible):
+    """What can be chosen beside image, model and device.
+
+    ::
+
+        ▾ Options
+          Channels         [ auto      v ]
+          Axes             [ auto: TYX   ]
+          Output           [ auto      v ]
+          Minimum size     [-  16 px    +]
+          Seed threshold   [-  0.50     +]
+          Show attention   [x]
+          Tile size        [-  auto     +]
+          CPU threads      [-  auto     +]
+    """
+
+    def __init__(self) -> None:
+        # Its own arrows are painted once, in a colour that may not suit the theme.
+        super().__init__(CLOSED, expandedIcon=QIcon(), collapsedIcon=QIcon())
+        self._objects = ObjectSettings()
+        self._output_of_model = "objects"
+        self.setDuration(120)
+        self._build()
+        self.output.currentIndexChanged.connect(self._enable_object_options)
+        self.toggled.connect(self._on_toggled)
+
+    def _build(self) -> None:
+        self.channels = QComboBox()
+        self.channels.addItems(CHANNEL_CHOICES)
+        self.channels.setToolTip("How colours become what the model takes")
+        self.axes = QLineEdit()
+        self.axes.setToolTip(
+            "One letter for each axis of the image: T time, C channel, Z depth, Y, X"
+        )
+        self.output = QComboBox()
+        for text, value in OUTPUTS:
+            self.output.addItem(text, value)
+        self.output.setToolTip("One label for each object, or one for each class")
+        self.min_size = QSpinBox()
+        self.min_size.setRange(0, 10**6)
+        self.min_size.setSuffix(" px")
+        self.min_size.setToolTip("Smaller objects are dropped")
+        self.seed_threshold = QDoubleSpinBox()
+        self.seed_threshold.setRange(0, 1)
+        self.seed_threshold.setSingleStep(0.05)
+        self.seed_threshold.setToolTip(
+            "Higher values split touching objects more, and find fewer faint ones"
+        )
+        self.attention = QCheckBox()
+        self.attention.setChecked(True)
+        self.attention.setToolTip("Show what each attention gate lets through")
+        self.tile = QSpinBox()
+        self.tile.setRange(0, 8192)
+        self.tile.setSingleStep(64)
+        self.tile.setSuffix(" px")
+        self.tile.setToolTip("Smaller tiles need less memory and take longer")
+        self.threads = QSpinBox()
+        self.threads.setRange(0, 256)
+        self.threads.setToolTip("How many cores of the CPU to keep busy")
+        for number in (self.tile, self.threads):
+            number.setSpecialValueText("auto")
+        for box in (self.channels, self.output):
+            let_shrink(box)
+        form = make_form()
+        for text, widget in (
+            ("Channels", self.channels),
+            ("Axes", self.axes),
+            ("Output", self.output),
+            ("Minimum size", self.min_size),
+            ("Seed threshold", self.seed_threshold),
+            ("Show attention", self.attention),
+            ("Tile size", self.tile),
+            ("CPU threads", self.threads),
+        ):
+            form.addRow(text, widget)
+        content = QWidget()
+        content.setLayout(form)
+        self.addWidget(content)
+
+    def follow(self, spec: ModelSpec) -> None:
+        """Take a model's own settings."""
+        self._objects, self._output_of_model = spec.objects, spec.output
+        self.min_size.setValue(spec.objects.min_size)
+        self.seed_threshold.setValue(spec.objects.seed_threshold)
+        self._enable_object_options()
+
+    def show_axes(self, guess: str) -> None:
+        """Show which axes are taken if the user names none."""
+        self.axes.setPlaceholderText(f"auto: {guess}" if guess else "auto")
+
+    def settings(self, *, model: str, device: str) -> Settings:
+        """Return all that was chosen."""
+        return Settings(
+            model=model,
+            device=device,
+            threads=self.threads.value() or None,
+            tile=self.tile.value() or None,
+            axes=self.axes.text().strip().upper(),
+            channels=self.channels.currentText(),
+            output=self.output.currentData(),
+            objects=dataclasses.replace(
+                self._objects,
+                min_size=self.min_size.value(),
+                seed_threshold=self.seed_threshold.value(),
+            ),
+            attention=self.attention.isChecked(),
+        )
+
+    def _enable_object_options(self) -> None:
+        output = self.output.currentData() or self._output_of_model
+        self.min_size.setEnabled(output == "objects")
+        self.seed_threshold.setEnabled(output == "objects")
+
+    def _on_toggled(self, opened: bool) -> None:
+        self.setText(OPEN if opened else CLOSED)
+
+
+def make_form() -> QFormLayout:
+    """Return a form whose fields take all the width there is."""
+    form = QFormLayout()
+    form.setContentsMargins(0, 0, 0, 0)
+    form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+    return form
+
+
+def let_shrink(box: QComboBox) -> None:
+    """Let long names be elided instead of widening the dock."""
+    box.setSizeAdjustPolicy(
+        QComboBox.SizeAdjustPolicy.AdjustToMinimumContentsLengthWithIcon
+    )
+    box.setMinimumContentsLength(8)
+    box.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
