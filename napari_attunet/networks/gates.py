@@ -19,7 +19,6 @@ interpolated linearly back up to the skip.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -30,7 +29,7 @@ from napari_attunet.errors import ModelError
 from napari_attunet.networks.layers import LAYERS, activation, conv, norm
 from napari_attunet.spec import GateSpec
 
-__all__ = ["AdditiveGate", "Gate", "Gated", "MultiplicativeGate"]
+__all__ = ["AdditiveGate", "Gate", "Gated", "MultiplicativeGate", "Ports"]
 
 #: α at the start of training is about sigmoid(2) = 0.88: a gate that begins shut
 #: starves the skip it guards (Oktay et al. initialise theirs to pass everything).
@@ -50,19 +49,28 @@ class Gated(NamedTuple):
     alpha: Tensor
 
 
-class Gate(nn.Module, ABC):
-    """Base of all gates.
+class Ports(NamedTuple):
+    """What a gate is connected to.
 
-    Parameters
+    Attributes
     ----------
-    spec : GateSpec
     ndim : {2, 3}
-    skip_channels, signal_channels, channels : int
+    skip, signal, inner : int
         Channels of x, of g, and in between.
     stride : tuple of int
         Skip pixels in one pixel of the signal's grid, for each axis; ones where the
         signal is fine.
     """
+
+    ndim: int
+    skip: int
+    signal: int
+    inner: int
+    stride: tuple[int, ...]
+
+
+class Gate(nn.Module, ABC):
+    """Base of all gates, made from a `GateSpec` and `Ports`."""
 
     kinds: ClassVar[dict[str, type[Gate]]] = {}
 
@@ -84,16 +92,8 @@ class Gate(nn.Module, ABC):
                 f"There is no gate {name!r}; choose one of {sorted(Gate.kinds)}."
             ) from None
 
-    def __init__(
-        self,
-        spec: GateSpec,
-        *,
-        ndim: int,
-        skip_channels: int,
-        signal_channels: int,
-        channels: int,
-        stride: Sequence[int],
-    ) -> None:
+    @abstractmethod
+    def __init__(self, spec: GateSpec, ports: Ports) -> None:
         super().__init__()
 
     @abstractmethod
@@ -117,36 +117,21 @@ class Gate(nn.Module, ABC):
 class _ProjectedGate(Gate):
     """α = sigmoid(ψ(σ₁(combine(W_x x, W_g g)))), features x·α."""
 
-    def __init__(
-        self,
-        spec: GateSpec,
-        *,
-        ndim: int,
-        skip_channels: int,
-        signal_channels: int,
-        channels: int,
-        stride: Sequence[int],
-    ) -> None:
-        super().__init__(
-            spec,
-            ndim=ndim,
-            skip_channels=skip_channels,
-            signal_channels=signal_channels,
-            channels=channels,
-            stride=stride,
-        )
+    def __init__(self, spec: GateSpec, ports: Ports) -> None:
+        super().__init__(spec, ports)
+        ndim, inner, stride = ports.ndim, ports.inner, ports.stride
         self.w_x = nn.Sequential(
-            conv(ndim, skip_channels, channels, kernel=stride, stride=stride),
-            norm(ndim, spec.norm, channels),
+            conv(ndim, ports.skip, inner, kernel=stride, stride=stride),
+            norm(ndim, spec.norm, inner),
         )
         self.w_g = nn.Sequential(
-            conv(ndim, signal_channels, channels), norm(ndim, spec.norm, channels)
+            conv(ndim, ports.signal, inner), norm(ndim, spec.norm, inner)
         )
         self.activation = activation(spec.activation)
         # ψ has one channel; pooled over a whole image it could not mark a place,
         # so where the others are normalised by instance or group it is left alone.
         psi_norm = spec.norm if spec.norm == "batch" else None
-        self.psi = nn.Sequential(conv(ndim, channels, 1), norm(ndim, psi_norm, 1))
+        self.psi = nn.Sequential(conv(ndim, inner, 1), norm(ndim, psi_norm, 1))
         for name, parameter in self.psi[1 if psi_norm else 0].named_parameters():
             if name == "bias":
                 nn.init.constant_(parameter, OPEN_BIAS)

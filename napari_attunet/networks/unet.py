@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from napari_attunet.errors import DataError
-from napari_attunet.networks.gates import Gate
+from napari_attunet.networks.gates import Gate, Ports
 from napari_attunet.networks.layers import ConvBlock, Up, conv, max_pool
 from napari_attunet.spec import NetworkSpec
 
@@ -98,14 +98,14 @@ class AttentionUNet(nn.Module):
             raise TypeError("A plain U-Net has no gates.")
         skip = spec.features[level]
         coarse = gate.signal == "coarse"
-        return Gate.named(gate.kind)(
-            gate,
+        ports = Ports(
             ndim=spec.ndim,
-            skip_channels=skip,
-            signal_channels=spec.features[level + 1] if coarse else skip,
-            channels=gate.channels[level] if gate.channels else max(1, skip // 2),
+            skip=skip,
+            signal=spec.features[level + 1] if coarse else skip,
+            inner=gate.channels[level] if gate.channels else max(1, skip // 2),
             stride=spec.strides[level] if coarse else (1,) * spec.ndim,
         )
+        return Gate.named(gate.kind)(gate, ports)
 
     def channels_last(self) -> AttentionUNet:
         """Lay the weights out channels last, which is faster in 2D, and return self.

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from napari_attunet.errors import ModelError
-from napari_attunet.networks.gates import Gate
+from napari_attunet.networks.gates import Gate, Ports
 from napari_attunet.spec import GateSpec
 
 ACTIVATIONS = {
@@ -19,14 +19,8 @@ ACTIVATIONS = {
 def make_gate(kind, ndim, stride, **options):
     torch.manual_seed(0)
     spec = GateSpec(kind=kind, signal="coarse" if stride > 1 else "fine", **options)
-    return Gate.named(kind)(
-        spec,
-        ndim=ndim,
-        skip_channels=4,
-        signal_channels=6,
-        channels=3,
-        stride=(stride,) * ndim,
-    ).eval()
+    ports = Ports(ndim=ndim, skip=4, signal=6, inner=3, stride=(stride,) * ndim)
+    return Gate.named(kind)(spec, ports).eval()
 
 
 def make_inputs(ndim, stride):

@@ -65,7 +65,8 @@ def test_the_command_is_in_the_menu_and_runs(make_napari_viewer, monkeypatch, qt
 
     called = []
     monkeypatch.setattr(
-        "napari_attunet.widgets.segment.SegmentWidget.start", called.append
+        "napari_attunet.widgets.segment.SegmentWidget.start",
+        lambda widget: called.append(widget),
     )
     viewer = make_napari_viewer()
     viewer.add_image(np.zeros((20, 20)), name="it")
