@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,44 +46,15 @@ class AttentionMap:
     translate: tuple[float, ...]
 
 
-class Labeller(Protocol):
-    """Turns probabilities into labels, in two stages.
-
-    A tile's probabilities are reduced to what has to be kept of them, so that a large
-    image never needs all classes in memory; the whole frame of that is then labelled.
-    """
-
-    @property
-    def kept(self) -> int:
-        """How many values are kept of each pixel."""
-
-    @property
-    def dtype(self) -> npt.DTypeLike:
-        """Of what is kept."""
-
-    def reduce(self, probabilities: Floats) -> npt.NDArray[Any]:
-        """Return (kept, *spatial) of a tile's (K, *spatial) probabilities."""
-
-    def label(self, frame: npt.NDArray[Any], first: int) -> npt.NDArray[np.int32]:
-        """Return the labels of a whole frame, (kept, *spatial), numbered from first."""
-
-
 @dataclass(frozen=True, slots=True)
 class ClassLabeller:
     """Classes need no neighbours: a tile is labelled where it stands."""
 
     threshold: float | None = None
-    kept: int = 1
-    dtype: npt.DTypeLike = np.int32
 
-    def reduce(self, probabilities: Floats) -> npt.NDArray[np.int32]:
-        """Return the class of each pixel."""
-        return class_labels(probabilities, threshold=self.threshold)[None]
-
-    def label(self, frame: npt.NDArray[np.int32], first: int) -> npt.NDArray[np.int32]:
-        """Return the classes."""
-        classes: npt.NDArray[np.int32] = frame[0]
-        return classes
+    def label(self, probabilities: Floats) -> npt.NDArray[np.int32]:
+        """Return the class of each pixel of (K, *spatial) probabilities."""
+        return class_labels(probabilities, threshold=self.threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,29 +63,28 @@ class ObjectLabeller:
 
     settings: ObjectSettings
     has_boundary: bool
-    kept: int = 2
-    # half precision resolves 0.0005 near one: far finer than any threshold matters
-    dtype: npt.DTypeLike = np.float16
 
-    def reduce(self, probabilities: Floats) -> npt.NDArray[Any]:
-        """Return the probabilities of interior and boundary.
+    def keep(self, probabilities: Floats) -> Floats:
+        """Return interior and boundary, (2, *spatial), of (K, *spatial).
 
         A model of classes has no boundary: all of its foreground is interior.
         """
         if self.has_boundary:
-            classes = [self.settings.interior, self.settings.boundary]
-            return probabilities[classes]
+            return probabilities[[self.settings.interior, self.settings.boundary]]
         interior = 1 - probabilities[0]
         return np.stack((interior, np.zeros_like(interior)))
 
     def label(
         self, frame: npt.NDArray[np.float16], first: int
     ) -> npt.NDArray[np.int32]:
-        """Return numbered objects."""
+        """Return the objects of a whole frame, (2, *spatial), numbered from first."""
         labels = object_labels(frame[0], frame[1], self.settings)
         if first > 1:
             labels[labels > 0] += np.int32(first - 1)
         return labels
+
+
+Labeller = ClassLabeller | ObjectLabeller
 
 
 class Canvas:
@@ -153,7 +122,11 @@ class Canvas:
             if keep_probabilities
             else None
         )
-        self._frame = np.zeros((labeller.kept, *view.spatial_shape), labeller.dtype)
+        # Objects wait for their whole frame. Half precision resolves 0.0005 near one,
+        # far finer than any threshold matters.
+        waits = isinstance(labeller, ObjectLabeller)
+        shape = (2, *view.spatial_shape) if waits else (0,)
+        self._frame = np.zeros(shape, np.float16)
         self._alpha = [
             np.zeros(self._coarse_shape(tiling, scale), np.float32) for scale in gates
         ]
@@ -183,10 +156,13 @@ class Canvas:
         """
         view = self._view
         kept = probabilities[(slice(None), *tile.crop)]
-        self._frame[(slice(None), *tile.write)] = self._labeller.reduce(kept)
+        at = view.label_index(frame, tile.write)
+        if isinstance(self._labeller, ClassLabeller):
+            self.labels[at] = view.to_label_order(self._labeller.label(kept))
+        else:
+            self._frame[(slice(None), *tile.write)] = self._labeller.keep(kept)
         if self.probabilities is not None:
             for of_class, block in zip(self.probabilities, kept, strict=True):
-                at = view.label_index(frame, tile.write)
                 of_class[at] = view.to_label_order(block)
         for whole, scale, alpha in zip(self._alpha, self._gates, alphas, strict=False):
             crop, write = tile.on_grid(scale)
@@ -194,6 +170,8 @@ class Canvas:
 
     def finish(self, frame: tuple[int, ...]) -> None:
         """Label a frame whose tiles are all there."""
+        if isinstance(self._labeller, ClassLabeller):
+            return
         view = self._view
         labels = self._labeller.label(self._frame, self._first)
         self._first = max(self._first, int(labels.max(initial=0)) + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -66,7 +67,7 @@ def choose_device(device: str = "auto") -> Device:
         kind = name = available_devices()[0]
     else:
         kind, name = device.split(":")[0], device
-    if kind not in ("cuda", "mps", "cpu"):
+    if not re.fullmatch(r"(cuda|mps|cpu)(:\d+)?", name):
         raise DeviceError(
             f"There is no device {device!r}: choose auto, cuda, cuda:0, mps or cpu."
         )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CHANNEL_CHOICES",
+    "PLAIN_CHANNELS",
     "ChannelChoice",
     "ChannelMixer",
     "Scaling",
@@ -37,6 +38,8 @@ CHANNEL_CHOICES: tuple[str, ...] = (
     "haematoxylin",
 )
 
+#: How a mixer that changes nothing describes itself.
+PLAIN_CHANNELS = "channels as they are"
 #: Rec. 709 weights of red, green and blue, as ``skimage.color.rgb2gray`` has them.
 LUMINANCE = (0.2125, 0.7154, 0.0721)
 #: Values that pictures in wide integers usually end at: 8, 10, 12, 14 and 16 bits.
@@ -84,7 +87,7 @@ def choose_channels(
     choice: ChannelChoice,
     *,
     n_channels: int,
-    has_channels: bool,
+    axes: str,
     spec_channels: Sequence[str],
     sample: NDArray[Any],
     dtype: Any,
@@ -104,8 +107,10 @@ def choose_channels(
         One of `CHANNEL_CHOICES`, or the channels to take, counted from 0.
     n_channels : int
         Channels of the image.
-    has_channels : bool
-        Whether the image has a channel axis.
+    axes : str
+        Axes of the image. Only three or four channels along the last axis are taken
+        for colour; elsewhere they are stains or markers, of which none may be lost
+        in silence.
     spec_channels : sequence of str
         Names of the channels that the network takes.
     sample : ndarray, (C, pixels)
@@ -126,6 +131,7 @@ def choose_channels(
             f"There is no channel choice {choice!r}. Choose one of "
             f"{', '.join(CHANNEL_CHOICES)}, or channels by number, counted from 0."
         )
+    has_channels, colour = "C" in axes, axes.endswith("C")
     full = _full_scale(sample[:3], np.dtype(dtype))
     if choice != "auto":
         if wanted != 1:
@@ -135,12 +141,12 @@ def choose_channels(
             )
         return _named(choice, n_channels, has_channels, full)
     if n_channels == wanted:
-        return Picked(tuple(range(wanted)), "channels as they are")
+        return Picked(tuple(range(wanted)), PLAIN_CHANNELS)
     if n_channels == 1 and _is_rgb(spec_channels):
         return Picked((0,) * wanted, "grey repeated as red, green and blue")
-    if n_channels == 4 and wanted == 3 and _may_be_rgb(spec_channels):
+    if colour and n_channels == 4 and wanted == 3 and _may_be_rgb(spec_channels):
         return Picked((0, 1, 2), "red, green and blue without alpha")
-    if n_channels in (3, 4) and wanted == 1:
+    if colour and n_channels in (3, 4) and wanted == 1:
         return _named(_suggest(sample[:3], full), n_channels, has_channels, full)
     raise DataError(_mismatch(n_channels, has_channels, spec_channels))
 

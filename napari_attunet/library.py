@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.resources
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +168,7 @@ class Library:
         for folder, bundled in ((bundled_models(), True), (self.folder, False)):
             if folder.is_dir():
                 for path in sorted(folder.glob(f"*{SUFFIX}")):
-                    if not re.match(r"\.", path.name):  # being written
+                    if not path.name.startswith("."):  # being written
                         yield path, bundled
 
 

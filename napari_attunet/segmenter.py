@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +32,7 @@ from napari_attunet.intensity import (
     measure_scaling,
 )
 from napari_attunet.model import Model
+from napari_attunet.networks import AttentionUNet
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 from napari_attunet.tiling import Tiling
@@ -46,6 +49,15 @@ LIVE_TENSORS = 6
 #: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
 #: more than ten. See docs/tiling.md for the error.
 HALO_3D = 24
+
+#: How PyTorch says on its backends that memory is full.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "invalid buffer size",
+    "alloc_failed",
+)
 
 #: No tile is made smaller than this by the retreat from a full memory.
 SMALLEST_TILE = 32
@@ -200,7 +212,7 @@ class Segmenter:
         mix = choose_channels(
             channels,
             n_channels=view.n_channels,
-            has_channels=view.has_channels,
+            axes=view.axes,
             spec_channels=spec.channels,
             sample=sample,
             dtype=np.dtype(image.dtype),
@@ -230,13 +242,11 @@ class Segmenter:
             while True:
                 try:
                     result = yield from self._run(job, device, tile)
-                except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-                    if not _is_out_of_memory(error):
-                        raise
+                except _TileTooLarge:
+                    pass
                 else:
                     result.record["fallbacks"] = fallbacks
                     return result
-                # outside the except block, so that the error no longer holds tensors
                 _free(device)
                 if any(t > s for t, s in zip(tile, smallest, strict=True)):
                     halves = (-(-t // 2) for t in tile)
@@ -246,8 +256,11 @@ class Segmenter:
                         f"{' x '.join(map(str, tile))}."
                     )
                 elif device.name != "cpu":
-                    device = choose_device("cpu")
-                    tile = default_tile(network, job.view.spatial_shape, self._halo)
+                    device = replace(
+                        choose_device("cpu"), reason="The GPU ran out of memory."
+                    )
+                    shape = job.view.spatial_shape
+                    tile = self._tile or default_tile(network, shape, self._halo)
                     fallbacks.append("The GPU ran out of memory: went on with the CPU.")
                 else:
                     raise DeviceError(
@@ -256,15 +269,24 @@ class Segmenter:
                     )
                 yield Progress(0, 1, fallbacks[-1])
         finally:
-            self.model.network.to("cpu")
             _free(device)
+
+    def _network_on(self, device: Device) -> AttentionUNet:
+        """Return the network on the device; a copy, unless that is where it is.
+
+        The model may be in use elsewhere and is never moved.
+        """
+        network = self.model.network
+        if next(network.parameters()).device.type != device.name.split(":")[0]:
+            network = copy.deepcopy(network).to(device.name)
+        return network.channels_last()
 
     def _run(
         self, job: _Job, device: Device, tile: tuple[int, ...]
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
         view, spec = job.view, self.model.spec
-        network = self.model.network.to(device.name).channels_last()
+        network = self._network_on(device)
         tiling = Tiling(
             view.spatial_shape,
             tile=tile,
@@ -273,7 +295,7 @@ class Segmenter:
         )
         frames = list(view.frames())
         total = len(frames) * len(tiling)
-        canvas = Canvas(
+        canvas = _canvas(
             view,
             tiling,
             n_classes=spec.n_classes,
@@ -292,20 +314,15 @@ class Segmenter:
                     tuple(r.stop for r in part.read),
                 )
                 x = torch.from_numpy(job.scale(job.mix(pixels)))[None].to(device.name)
-                with threads(self._threads) as thread_count, torch.inference_mode():
-                    explained = network.explain(x)
-                    canvas.put(
-                        frame,
-                        part,
-                        _probabilities(explained.logits)[0].cpu().numpy(),
-                        [a.alpha[0, 0].cpu().numpy() for a in explained.attention],
-                    )
-                del explained, x
+                with threads(self._threads) as thread_count:
+                    probabilities, alphas = _explain(network, x)
+                canvas.put(frame, part, probabilities, alphas)
+                del x, probabilities, alphas
                 done += 1
             if job.output == "objects":
                 yield Progress(done, total, "Separating objects")
             canvas.finish(frame)
-        wide = all(map(int.__ge__, self._halo, spec.network.halo))
+        wide = all(h >= n for h, n in zip(self._halo, spec.network.halo, strict=True))
         record = {
             "model": spec.key,
             "device": str(device),
@@ -398,7 +415,22 @@ def _labeller(
     if threshold is not None and not 0 <= threshold <= 1:
         raise DataError(f"The threshold lies between 0 and 1, got {threshold}.")
     if output == "classes":
+        if objects is not None:
+            raise DataError("Object settings were given, but the output is classes.")
         return ClassLabeller(threshold)
+    if threshold is not None:
+        raise DataError(
+            "A threshold was given, but the output is objects: set the seed_threshold "
+            "or foreground_threshold of the object settings instead."
+        )
+    chosen = objects or spec.objects
+    if spec.output == "objects" and max(chosen.interior, chosen.boundary) > (
+        spec.n_classes - 1
+    ):
+        raise DataError(
+            f"Interior and boundary must be among the {spec.n_classes} classes, got "
+            f"{chosen.interior} and {chosen.boundary}."
+        )
     return ObjectLabeller(
         objects or spec.objects, has_boundary=spec.output == "objects"
     )
@@ -417,7 +449,8 @@ def _per_axis(
 ) -> tuple[int, ...] | None:
     if value is None:
         return None
-    values = (value,) * network.ndim if isinstance(value, int) else tuple(value)
+    given = (value,) * network.ndim if np.ndim(value) == 0 else tuple(value)  # type: ignore[arg-type]
+    values = tuple(operator.index(v) for v in given)  # type: ignore[arg-type]
     if len(values) != network.ndim or min(values) < least:
         raise DataError(
             f"The {name} is one number or {network.ndim} numbers from {least}, "
@@ -426,12 +459,44 @@ def _per_axis(
     return values
 
 
+class _TileTooLarge(Exception):
+    """The network ran out of memory on a tile."""
+
+
+def _explain(
+    network: AttentionUNet, x: torch.Tensor
+) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+    """Return (K, *spatial) probabilities and every gate's α of a tile."""
+    try:
+        with torch.inference_mode():
+            explained = network.explain(x)
+            return (
+                _probabilities(explained.logits)[0].cpu().numpy(),
+                [a.alpha[0, 0].cpu().numpy() for a in explained.attention],
+            )
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+    # outside the except block, so that the error no longer holds tensors
+    raise _TileTooLarge
+
+
+def _canvas(view: ImageView, tiling: Tiling, **options: Any) -> Canvas:
+    try:
+        return Canvas(view, tiling, **options)
+    except MemoryError as error:
+        raise DeviceError(
+            f"The results of an image of shape {view.label_shape} don't fit into "
+            "memory: leave out attention and probabilities, or segment a part of it."
+        ) from error
+
+
 def _is_out_of_memory(error: BaseException) -> bool:
     # CUDA has a type of its own; MPS and the CPU's allocator only say so.
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error).lower()
-    return "out of memory" in text or "can't allocate memory" in text
+    return any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 def _free(device: Device) -> None:

@@ -40,6 +40,23 @@ def _check(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
+def _check_choices(spec: Any) -> None:
+    """Refuse a word that is none of a field's choices."""
+    for name, hint in typing.get_type_hints(type(spec)).items():
+        options = (hint, *typing.get_args(hint))
+        choices = [
+            c
+            for option in options
+            if typing.get_origin(option) is Literal
+            for c in typing.get_args(option)
+        ]
+        value = getattr(spec, name)
+        _check(
+            not choices or value is None or value in choices,
+            f"{name} must be one of {choices}, got {value!r}.",
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GateSpec:
     """The attention gate on every skip connection.
@@ -58,7 +75,7 @@ class GateSpec:
         Intermediate channels, one for each gate from fine to coarse; by default half
         of the skip's channels.
     norm : {"batch", "instance", "group"}, optional
-        Normalisation behind W_x, W_g and ψ.
+        Normalisation behind W_x and W_g; behind ψ, batch normalisation only.
     """
 
     kind: str = "additive"
@@ -68,6 +85,7 @@ class GateSpec:
     norm: Norm | None = "batch"
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(
             self.channels is None or all(c > 0 for c in self.channels),
             f"Gate channels must be positive, got {self.channels}.",
@@ -110,6 +128,7 @@ class NetworkSpec:
     deep_supervision: bool = False
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(
             self.ndim in (2, 3), f"A network has 2 or 3 dimensions, not {self.ndim}."
         )
@@ -187,8 +206,14 @@ class NetworkSpec:
             grow = 1 if self.upsampling == "nearest" else 0  # its 3x3 convolution
             up = ((low - grow) // stride, (high + grow) // stride)
             if coarse_gate:  # α is interpolated between neighbouring coarse cells
-                cells = (low // stride - 1, high // stride + 1)
-                need = (cells[0] * stride, cells[1] * stride + stride - 1)
+                cells = (
+                    (2 * low + 1 - stride) // (2 * stride),
+                    -((stride - 2 * high - 1) // (2 * stride)),
+                )
+                need = (
+                    min(low, cells[0] * stride),
+                    max(high, cells[1] * stride + stride - 1),
+                )
                 up = (min(up[0], cells[0]), max(up[1], cells[1]))
             needs.append(need)
             low, high = up
@@ -231,9 +256,14 @@ class Normalization:
     clip: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(
             0 <= self.low < self.high <= 100,
             f"Percentiles need 0 <= low < high <= 100, got {self.low} and {self.high}.",
+        )
+        _check(
+            self.clip is None or self.clip[0] < self.clip[1],
+            f"Limits must rise, got {self.clip}.",
         )
 
 
@@ -268,9 +298,10 @@ class ObjectSettings:
     fill_holes: bool = True
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(
-            self.interior != self.boundary and min(self.interior, self.boundary) >= 0,
-            "Interior and boundary must be two different classes, got "
+            self.interior != self.boundary and min(self.interior, self.boundary) >= 1,
+            "Interior and boundary must be two different classes from 1, got "
             f"{self.interior} and {self.boundary}.",
         )
         for name in ("seed_threshold", "foreground_threshold"):
@@ -338,6 +369,7 @@ class ModelSpec:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_choices(self)
         _check(
             bool(self.name)
             and not set(self.name) & set('/\\@:*?"<>|')

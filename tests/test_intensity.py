@@ -25,12 +25,12 @@ DTYPES = [
 ]
 
 
-def choose(image, spec_channels=GREY, choice="auto", has_channels=True):
+def choose(image, spec_channels=GREY, choice="auto", axes="YXC"):
     """Choose for an image, (C, ...)."""
     return choose_channels(
         choice,
         n_channels=len(image),
-        has_channels=has_channels,
+        axes=axes,
         spec_channels=spec_channels,
         sample=image.reshape(len(image), -1),
         dtype=image.dtype,
@@ -160,30 +160,30 @@ def test_words_work_on_grey_where_they_mean_something() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_channels", "has_channels", "spec", "choice", "message"),
+    ("n_channels", "axes", "spec", "choice", "message"),
     [
-        (5, True, GREY, "auto", "Choose which channel to use, from 0 to 4"),
-        (2, True, GREY, "auto", "Choose which channel to use, from 0 to 1"),
-        (5, True, RGB, "auto", "which 3 channels to use, from 0 to 4"),
-        (4, True, ("dapi", "actin", "golgi"), "auto", "which 3 channels"),
-        (1, False, ("dapi", "actin"), "auto", "no channel axis.*name it C"),
-        (2, True, RGB, "auto", "2 channels, but the model takes 3"),
-        (1, False, GREY, "haematoxylin", "no channel axis. Choose 'auto'"),
-        (2, True, GREY, "luminance", "Choose a channel from 0 to 1"),
-        (3, True, RGB, "luminance", "makes one channel"),
-        (3, True, GREY, "hematoxylin", "one of auto, luminance"),
-        (3, True, GREY, (3,), "channels 0 to 2"),
-        (3, True, GREY, (-1,), "channels 0 to 2"),
-        (1, False, GREY, (1,), "one channel, 0"),
-        (3, True, GREY, (0, 1), "Choose as many"),
-        (3, True, GREY, (), "Choose as many"),
+        (5, "YXC", GREY, "auto", "Choose which channel to use, from 0 to 4"),
+        (2, "YXC", GREY, "auto", "Choose which channel to use, from 0 to 1"),
+        (5, "YXC", RGB, "auto", "which 3 channels to use, from 0 to 4"),
+        (4, "YXC", ("dapi", "actin", "golgi"), "auto", "which 3 channels"),
+        (1, "YX", ("dapi", "actin"), "auto", "no channel axis.*name it C"),
+        (2, "YXC", RGB, "auto", "2 channels, but the model takes 3"),
+        (1, "YX", GREY, "haematoxylin", "no channel axis. Choose 'auto'"),
+        (2, "YXC", GREY, "luminance", "Choose a channel from 0 to 1"),
+        (3, "YXC", RGB, "luminance", "makes one channel"),
+        (3, "YXC", GREY, "hematoxylin", "one of auto, luminance"),
+        (3, "YXC", GREY, (3,), "channels 0 to 2"),
+        (3, "YXC", GREY, (-1,), "channels 0 to 2"),
+        (1, "YX", GREY, (1,), "one channel, 0"),
+        (3, "YXC", GREY, (0, 1), "Choose as many"),
+        (3, "YXC", GREY, (), "Choose as many"),
     ],
 )
 def test_a_mismatch_says_what_to_choose(
-    n_channels, has_channels, spec, choice, message
+    n_channels, axes, spec, choice, message
 ) -> None:
     with pytest.raises(DataError, match=message):
-        choose(np.zeros((n_channels, 4), np.uint8), spec, choice, has_channels)
+        choose(np.zeros((n_channels, 4), np.uint8), spec, choice, axes)
 
 
 @settings(max_examples=60, deadline=None)
@@ -319,3 +319,15 @@ def test_an_image_of_nan_only_becomes_0() -> None:
 def test_a_scaling_refuses_other_channels() -> None:
     with pytest.raises(ValueError, match="2 channels were measured"):
         Scaling((0.0, 0.0), (1.0, 1.0))(np.zeros((1, 4)))
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_stains_along_another_axis_are_no_colours(channels) -> None:
+    """Two markers and a nuclear stain must not be taken for red, green and blue."""
+    image = np.random.default_rng(0).integers(0, 999, (channels, 40)).astype(np.uint16)
+    with pytest.raises(DataError, match="Choose which channel"):
+        choose(image, GREY, axes="CYX")
+    assert choose(image, GREY, (1,), axes="CYX").description == "channel 1"
+    if channels == 4:
+        with pytest.raises(DataError, match="which 3 channels"):
+            choose(image, ("channel 0", "channel 1", "channel 2"), axes="CYX")

@@ -394,3 +394,33 @@ def test_default_halo_is_whole_in_2d_and_bounded_in_3d():
     assert default_halo(NetworkSpec(ndim=3)) == (32, 32, 32)
     small = NetworkSpec(ndim=3, features=(2, 3))
     assert default_halo(small) == small.halo
+
+
+def test_options_that_don_t_apply_are_refused():
+    objects, classes = make_model(output="objects"), make_model()
+    image = make_image((20, 20))
+    with pytest.raises(DataError, match="threshold"):
+        Segmenter(objects).segment(image, threshold=0.5)
+    with pytest.raises(DataError, match="Object settings"):
+        Segmenter(classes).segment(image, objects=ObjectSettings())
+    with pytest.raises(DataError, match="among the 3 classes"):
+        Segmenter(objects).segment(image, objects=ObjectSettings(interior=5))
+
+
+def test_memory_that_lacks_elsewhere_is_no_reason_for_smaller_tiles(monkeypatch):
+    runs = []
+
+    def full(self, frame, first):
+        runs.append(1)
+        raise MemoryError
+
+    monkeypatch.setattr("napari_attunet.canvas.ObjectLabeller.label", full)
+    with pytest.raises(MemoryError):
+        Segmenter(make_model(output="objects")).segment(make_image((64, 64)))
+    assert len(runs) == 1
+
+
+def test_numbers_of_any_integer_type():
+    model = make_model()
+    tiled = Segmenter(model, tile=np.int64(16), halo=np.array(model.spec.network.halo))
+    assert tiled.segment(make_image((40, 40))).record["exact"]

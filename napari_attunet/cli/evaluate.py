@@ -74,12 +74,16 @@ def _score(
 ) -> Any:
     from napari_attunet.evaluation import class_dice, score_image
     from napari_attunet.images import read_image, read_labels
+    from napari_attunet.training.samples import Pair, check_labels, view_of
 
-    image, truth = read_image(image_path), read_labels(labels_path)
+    image = read_image(image_path)
+    truth = read_labels(labels_path, image.axes)
     steps = segmenter.steps(image.data, axes=image.axes)
     found = drain(steps, bar.job(index, image_path.name)).labels
     truth = _same_shape(truth, found.shape, labels_path)
     spec = segmenter.model.spec
+    pair = Pair(image.data, truth, image.axes, labels_path.name)
+    check_labels(pair, view_of(pair, spec), spec)
     if spec.output == "objects":
         return score_image(found, truth)
     return class_dice(found, truth, spec.n_classes)

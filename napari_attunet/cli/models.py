@@ -108,7 +108,7 @@ def import_model(args: argparse.Namespace) -> bool:
             "remove the old one."
         )
     if spec is model.spec:
-        _copy(args.file, library.path_for(spec))
+        _copy(args.file, library.path_for(spec), replace=False)
     else:
         save_model(Model(spec, model.network), library.path_for(spec))
     print(spec.key)
@@ -137,15 +137,23 @@ def remove(args: argparse.Namespace) -> bool:
     return True
 
 
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file, whole or not at all."""
+def _copy(source: Path, target: Path, *, replace: bool = True) -> None:
+    """Copy a file, whole or not at all.
+
+    Without `replace`, of two processes that bring the same model one fails.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
     os.close(handle)
     try:
         shutil.copyfile(source, name)
         shutil.copymode(source, name)
-        Path(name).replace(target)
+        if replace:
+            Path(name).replace(target)
+        else:
+            target.hardlink_to(name)
+    except FileExistsError as error:
+        raise ModelError(f"{target} has just been made by another program.") from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()

@@ -76,6 +76,24 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     add("--output", choices=("classes", "objects"), help="what labels stand for")
     add("--min-size", type=int, metavar="N", help="drop objects of fewer pixels")
+    add(
+        "--split-depth",
+        type=float,
+        metavar="PX",
+        help="part joined objects at necks so deep; 0 never (default: the model's)",
+    )
+    add(
+        "--seed-threshold",
+        type=float,
+        metavar="P",
+        help="how sure the inside of an object must be (default: the model's)",
+    )
+    add(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="of classes: how probable one must be to stand against the background",
+    )
     add("--tile", type=numbers, metavar="N", help="edge of the tiles, such as 512")
     add(
         "--format",
@@ -150,6 +168,7 @@ def _segment(
         write_labels,
         write_probabilities,
     )
+    from napari_attunet.intensity import PLAIN_CHANNELS
 
     def free(path: Path) -> Path:
         if path.exists() and path.samefile(task.source):
@@ -187,6 +206,8 @@ def _segment(
     counted = result.record["output"] == "objects"
     found = f": {int(result.labels.max(initial=0))} objects" if counted else ""
     notes = "".join(f" {note}" for note in result.record["fallbacks"])
+    if result.record["channels"] != PLAIN_CHANNELS:
+        notes = f" ({result.record['channels']}){notes}"
     return f"{task.source} -> {task.target}{found}{notes}"
 
 
@@ -282,7 +303,7 @@ def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     if args.attention and spec.network.gate is None:
         raise DataError(f"{spec.key} has no attention gates: leave out --attention.")
     channels: str | tuple[int, ...] = args.channels.replace("-", " ")
-    if set(args.channels) <= set("0123456789,"):
+    if re.fullmatch(r"\d+(,\d+)*", args.channels):
         channels = numbers(args.channels)
     options: dict[str, Any] = {
         "channels": channels,
@@ -292,8 +313,13 @@ def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     }
     if args.axes:
         options["axes"] = args.axes
-    if args.min_size is not None:
+    names = ("min_size", "split_depth", "seed_threshold")
+    asked = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if asked:
         if (args.output or spec.output) != "objects":
-            raise DataError("--min-size is for objects; this model gives classes.")
-        options["objects"] = dataclasses.replace(spec.objects, min_size=args.min_size)
+            flags = ", ".join(f"--{n.replace('_', '-')}" for n in asked)
+            raise DataError(f"{flags}: for objects only; this model gives classes.")
+        options["objects"] = dataclasses.replace(spec.objects, **asked)
+    if args.threshold is not None:
+        options["threshold"] = args.threshold
     return options

@@ -189,7 +189,7 @@ def _read(images: Path, labels: Path) -> list[Pair]:
     for image_path, labels_path in pair_files(images, labels):
         image = read_image(image_path)
         pixels = np.asarray(image.data[...])  # trained on from memory
-        truth = read_labels(labels_path)
+        truth = read_labels(labels_path, image.axes)
         pairs.append(Pair(pixels, truth, axes=image.axes, name=image_path.name))
     return pairs
 
@@ -217,9 +217,11 @@ def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:
     from napari_attunet.spec import ModelSpec, NetworkSpec
 
     first = pairs[0]
-    colour = first.axes is not None and "C" in first.axes
-    count = first.image.shape[first.axes.index("C")] if first.axes and colour else 1
-    names = {1: ("grey",), 3: ("red", "green", "blue"), 4: ("red", "green", "blue")}
+    axes = first.axes or ""
+    count = first.image.shape[axes.index("C")] if "C" in axes else 1
+    names: dict[int, tuple[str, ...]] = {1: ("grey",)}
+    if axes.endswith("C"):  # elsewhere channels are stains or markers, not colours
+        names |= dict.fromkeys((3, 4), ("red", "green", "blue"))
     channels = names.get(count, ())
     objects = args.output == "objects"
     top = max(int(pair.labels.max(initial=0)) for pair in pairs)

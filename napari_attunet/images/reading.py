@@ -97,8 +97,17 @@ def read_image(path: str | os.PathLike[str]) -> ImageFile:
         raise DataError(f"{path} cannot be read as {name}: {reason}") from error
 
 
-def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
+def read_labels(
+    path: str | os.PathLike[str], axes: str | None = None
+) -> npt.NDArray[Any]:
     """Read a label image: whole numbers, 0 is background; no channel axis.
+
+    Parameters
+    ----------
+    path : path
+    axes : str, optional
+        Axes of its image. If the label file names the same axes in another order, it
+        is transposed to theirs.
 
     Raises
     ------
@@ -115,6 +124,10 @@ def read_labels(path: str | os.PathLike[str]) -> npt.NDArray[Any]:
                 "number for each pixel. Save it as grey, without a colour map."
             )
         labels = labels.squeeze(axis)
+    theirs = (image.axes or "").replace("C", "")
+    ours = (axes or "").replace("C", "")
+    if sorted(theirs) == sorted(ours):
+        labels = labels.transpose([theirs.index(a) for a in ours]) if ours else labels
     if labels.dtype.kind == "b":
         return labels.astype(np.uint8)
     if labels.dtype.kind not in "iu":

@@ -7,6 +7,7 @@ training sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from napari_attunet.objects import object_targets
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.settings import Augmentation, TrainingSettings
 
-__all__ = ["Batch", "CropSampler", "Pair", "data_hash"]
+__all__ = ["Batch", "CropSampler", "Pair", "check_labels", "data_hash", "view_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,10 +109,7 @@ class CropSampler:
         # Rich images teach more, but not in proportion: neighbours repeat each other.
         wealth = [np.sqrt(max(1, _count(labels))) for _, labels in self._frames]
         self._chance = np.asarray(wealth) / np.sum(wealth)
-        self._crop = tuple(
-            -(-c // d) * d
-            for c, d in zip(settings.crop, spec.network.divisor, strict=True)
-        )
+        self._crop = _usable_crop(settings, spec)
         self._vary = _intensity_transform(settings.augmentation)
 
     def batch(self, step: int) -> Batch:
@@ -148,7 +146,9 @@ class CropSampler:
             return labels, weight
         width = self._settings.boundary_width
         weight += np.float32(self._settings.contact_weight) * contacts(labels)
-        return object_targets(labels, boundary_width=width), weight
+        objects = self._spec.objects
+        classes = np.array([0, objects.interior, objects.boundary], np.uint8)
+        return classes[object_targets(labels, boundary_width=width)], weight
 
 
 def contacts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
@@ -161,6 +161,67 @@ def contacts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:
     return found
 
 
+def view_of(pair: Pair, spec: ModelSpec) -> ImageView:
+    """Return a pair's image as the model sees its axes."""
+    ndim, channels = spec.network.ndim, spec.network.in_channels
+    axes = pair.axes or guess_axes(
+        tuple(pair.image.shape), ndim=ndim, in_channels=channels
+    )
+    return ImageView(pair.image, axes, ndim=ndim)
+
+
+def check_labels(
+    pair: Pair, view: ImageView, spec: ModelSpec
+) -> npt.NDArray[np.integer[Any]]:
+    """Return a pair's labels if they can be learnt from or compared with.
+
+    Raises
+    ------
+    DataError
+        If shape, type or range don't fit the image and the model.
+    """
+    labels = np.asarray(pair.labels)
+    if labels.shape != view.label_shape:
+        raise DataError(
+            f"{pair.name}: labels of shape {labels.shape} don't fit an image with "
+            f"axes {view.axes}; {view.label_shape} is needed."
+        )
+    if labels.dtype.kind not in "iub":
+        raise DataError(
+            f"{pair.name}: labels must be whole numbers, not {labels.dtype}."
+        )
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0:
+        raise DataError(f"{pair.name}: labels must not be negative, got {least}.")
+    if spec.output == "classes" and most >= spec.n_classes:
+        raise DataError(
+            f"{pair.name}: labels go up to {most}, but {spec.key} has classes 0 to "
+            f"{spec.n_classes - 1}. If they number objects, take a model of objects, "
+            "or make them 0 and 1."
+        )
+    return labels
+
+
+def _usable_crop(settings: TrainingSettings, spec: ModelSpec) -> tuple[int, ...]:
+    """Return the crop, rounded up to what the network can take."""
+    network = spec.network
+    if len(settings.crop) != network.ndim:
+        raise DataError(
+            f"The crop {settings.crop} has {len(settings.crop)} axes, but the network "
+            f"{network.ndim}: give one size for each."
+        )
+    cells = [-(-c // d) for c, d in zip(settings.crop, network.divisor, strict=True)]
+    crop = tuple(c * d for c, d in zip(cells, network.divisor, strict=True))
+    pooled = math.prod(cells)
+    values = {"batch": pooled * settings.batch_size, "instance": pooled}
+    if network.norm and values.get(network.norm) == 1:
+        raise DataError(
+            f"A crop of {crop} leaves one pixel at the coarsest level, from which "
+            "nothing can be normalised: take a larger crop or batch."
+        )
+    return crop
+
+
 def _count(labels: npt.NDArray[np.integer[Any]]) -> int:
     return int(np.count_nonzero(np.bincount(labels.ravel())[1:]))
 
@@ -169,37 +230,22 @@ def _frames(
     pair: Pair, spec: ModelSpec
 ) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
     """Return (C, *spatial) network input and labels of every frame of a pair."""
-    ndim, channels = spec.network.ndim, spec.network.in_channels
-    image = pair.image
-    axes = pair.axes or guess_axes(image.shape, ndim=ndim, in_channels=channels)
-    view = ImageView(image, axes, ndim=ndim)
-    labels = np.asarray(pair.labels)
-    if labels.shape != view.label_shape:
-        raise DataError(
-            f"{pair.name}: labels of shape {labels.shape} don't fit an image of shape "
-            f"{tuple(image.shape)} ({axes}); {view.label_shape} is needed."
-        )
-    if labels.dtype.kind not in "iub":
-        raise DataError(
-            f"{pair.name}: labels must be whole numbers, not {labels.dtype}."
-        )
-    most = np.iinfo(np.int32).max if spec.output == "objects" else spec.n_classes - 1
-    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) <= most:
-        raise DataError(
-            f"{pair.name}: labels go from {labels.min()} to {labels.max()}, but must "
-            f"lie between 0 and {most}."
-        )
+    ndim, view = spec.network.ndim, view_of(pair, spec)
+    labels = check_labels(pair, view, spec)
     sample = view.sample()
     mix = choose_channels(
         "auto",
         n_channels=view.n_channels,
-        has_channels=view.has_channels,
+        axes=view.axes,
         spec_channels=spec.channels,
         sample=sample,
-        dtype=image.dtype,
+        dtype=pair.image.dtype,
     )
     scale = measure_scaling(spec.normalization, mix(sample))
     whole = tuple(slice(0, n) for n in view.spatial_shape)
+    if spec.output == "objects":  # small numbers, which float32 holds exactly
+        numbers, small = np.unique(labels, return_inverse=True)
+        labels = small.reshape(labels.shape) + int(numbers[0] > 0)
     label_view = ImageView(labels, view.label_axes, ndim=ndim)
     return [
         (
@@ -255,7 +301,6 @@ def _warp(
     pixels = F.grid_sample(
         source, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    # float32 holds whole numbers up to 2**24, more objects than any crop has
     numbers = torch.from_numpy(labels).float()[None, None]
     drawn = F.grid_sample(
         numbers, grid, mode="nearest", padding_mode="reflection", align_corners=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from napari_attunet.errors import ModelError
@@ -16,8 +17,8 @@ class Augmentation:
     Attributes
     ----------
     zoom : tuple of float
-        Limits of the magnification; on a logarithmic scale, the nearer to 1 the
-        likelier.
+        Limits of the magnification of all axes; on a logarithmic scale, the nearer
+        to 1 the likelier.
     rotate, flip : bool
         Any angle in the YX plane; mirror each axis (in 3D never Z into Y or X).
     stretch : float
@@ -43,6 +44,8 @@ class Augmentation:
     def __post_init__(self) -> None:
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ModelError(f"Zoom limits must rise from above 0, got {self.zoom}.")
+        if not 0 <= self.invert <= 1:
+            raise ModelError(f"invert is a probability, got {self.invert}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +80,7 @@ class TrainingSettings:
     validate_every : int
         Steps between validations and checkpoints.
     half_precision : bool
-        bfloat16 autocast, where the processor has it.
+        bfloat16 autocast; on processors without bfloat16 it is slower, not faster.
     seed : int
         Of initial weights, crops and augmentation.
     augmentation : Augmentation
@@ -108,3 +111,11 @@ class TrainingSettings:
                 )
         if not 0 <= self.average < 1:
             raise ModelError(f"average must lie in [0, 1), got {self.average}.")
+        if not self.crop or min(self.crop) < 1:
+            raise ModelError(f"A crop has at least one pixel, got {self.crop}.")
+        if not 0 < self.learning_rate < math.inf:
+            raise ModelError(
+                f"The learning rate must be above 0, got {self.learning_rate}."
+            )
+        if self.seed < 0:
+            raise ModelError(f"A seed must not be negative, got {self.seed}.")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -25,12 +26,21 @@ from napari_attunet.progress import Progress, Steps
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss
-from napari_attunet.training.samples import CropSampler, Pair, data_hash
+from napari_attunet.training.samples import (
+    CropSampler,
+    Pair,
+    check_labels,
+    data_hash,
+    view_of,
+)
 from napari_attunet.training.settings import TrainingSettings
 
 __all__ = ["train", "validate"]
 
 logger = logging.getLogger(__name__)
+
+#: At most so much work is lost if the machine stops.
+CHECKPOINT_SECONDS = 60.0
 
 #: Gradients are clipped to this norm: a rare crop must not throw the weights away.
 GRADIENT_NORM = 5.0
@@ -61,8 +71,9 @@ def train(
     thread_count : int, optional
         Threads of the CPU.
     checkpoint : Path, optional
-        Written at every validation. If it is there and belongs to the same data,
-        start and settings, training goes on from it.
+        Written at every validation, every minute and when the steps are closed. If it
+        is there and belongs to the same data, start and settings, training goes on
+        from it.
 
     Returns
     -------
@@ -80,12 +91,15 @@ def train(
     spec = start.spec if isinstance(start, Model) else start
     yield Progress(0, settings.steps, "Preparing images")
     sampler = CropSampler(pairs, spec, settings)
+    for pair in validation:
+        check_labels(pair, view_of(pair, spec), spec)
     identity = _identity(start, pairs, validation, settings)
     chosen = choose_device(device)
     state = _State(start, settings, chosen.name)
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint, identity)
     began = time.perf_counter()
+    saved = time.monotonic()
     while state.step < settings.steps:
         with threads(thread_count):
             loss = state.advance(sampler)
@@ -106,9 +120,16 @@ def train(
             else:
                 state.keep(float(state.step), {})
             state.history.append({"step": state.step, **values})
-            if checkpoint is not None:
+            saved = 0.0  # validated scores are dear
+        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+            state.save(checkpoint, identity)
+            saved = time.monotonic()
+        try:
+            yield Progress(state.step, settings.steps, "Training", values)
+        except GeneratorExit:  # stopped: go on from here the next time
+            if checkpoint is not None and not last:
                 state.save(checkpoint, identity)
-        yield Progress(state.step, settings.steps, "Training", values)
+            raise
     record = {
         "settings": dataclasses.asdict(settings),
         "data": {
@@ -148,9 +169,7 @@ def validate(
         for p in pairs
     ]
     if model.spec.output == "classes":
-        n = model.spec.n_classes
-        table = np.array([evaluation.class_dice(a, b, n)[1:] for a, b in results])
-        return {"dice": float(np.nanmean(table))}
+        return {"dice": _mean_class_dice(results, model.spec.n_classes)}
     scores = evaluation.score(results)
     return {
         "dice": scores.dice,
@@ -158,6 +177,19 @@ def validate(
         "ap50_pooled": scores.ap50_pooled,
         "ap70": scores.ap70,
     }
+
+
+def _mean_class_dice(
+    results: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], n_classes: int
+) -> float:
+    """Return the mean over images and foreground classes that are there or found."""
+    values = [
+        dice
+        for found, truth in results
+        for c, dice in enumerate(evaluation.class_dice(found, truth, n_classes))
+        if c > 0 and ((found == c).any() or (truth == c).any())
+    ]
+    return float(np.mean(values)) if values else 1.0
 
 
 def _merit(scores: dict[str, float]) -> float:
@@ -267,15 +299,13 @@ class _State:
     def load(self, path: Path, identity: str) -> None:
         """Go on from a checkpoint of the same training."""
         try:
-            state: dict[str, Any] = torch.load(
-                path, map_location=self._device, weights_only=True
-            )
+            state: Any = torch.load(path, map_location=self._device, weights_only=True)
         except Exception as error:
             raise ModelError(
                 f"The checkpoint {path} cannot be read ({error}). Delete it to begin "
                 "anew."
             ) from error
-        if state.get("identity") != identity:
+        if not isinstance(state, dict) or state.get("identity") != identity:
             raise ModelError(
                 f"The checkpoint {path} belongs to another training (data, start or "
                 "settings differ). Delete it to begin anew, or choose another."

@@ -108,7 +108,8 @@ class _Work(QRunnable):
     def launch(self) -> None:
         self.alive.add(self)
         self.news.ended.connect(self._let_go)
-        QThreadPool.globalInstance().start(self)
+        pool: Any = QThreadPool.globalInstance()
+        pool.start(self)
 
     def run(self) -> None:
         result = error = None

@@ -263,7 +263,7 @@ def attention_look(*, rgb: bool, volume: bool) -> dict[str, Any]:
         "interpolation2d": "nearest",
         "interpolation3d": "nearest",
         "blending": "translucent" if covering else "additive",
-        "opacity": 0.35 if covering else 0.6,
+        "opacity": 0.35 if covering else 0.4,
     }
 
 

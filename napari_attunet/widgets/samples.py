@@ -69,7 +69,7 @@ def _fetch_mitosis() -> Steps[Any]:
     from skimage import data
 
     try:
-        return data.human_mitosis()  # type: ignore[no-untyped-call]
+        return data.human_mitosis()
     except (OSError, ValueError) as error:  # no connection, or a damaged file
         raise DataError(
             "The human mitosis sample could not be downloaded. Check the connection to "

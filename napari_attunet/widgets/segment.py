@@ -407,7 +407,7 @@ class SegmentWidget(QWidget):
         self.cancel.setEnabled(self._job is not None and not self._job.cancelled)
         self.bar.setVisible(self.running)
 
-    def event(self, event: QEvent) -> bool:
+    def event(self, event: Any) -> bool:
         """Stop working when the dock is closed: napari then takes the parent away."""
         if event.type() == QEvent.Type.ParentChange and self.parent() is None:
             self._close()

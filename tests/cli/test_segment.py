@@ -142,7 +142,7 @@ def test_classes_channels_and_axes(
     assert "luminanze" in errors
     code, _, errors = call(*arguments, "--min-size", "3")
     assert code == 1
-    assert "--min-size is for objects" in errors
+    assert "--min-size: for objects only" in errors
 
 
 def test_a_bad_file_among_good_ones_is_told_at_the_end(

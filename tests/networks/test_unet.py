@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from napari_attunet.errors import DataError
 from napari_attunet.networks import AttentionUNet
@@ -91,20 +93,37 @@ def test_what_does_not_fit_is_refused(shape):
         network(torch.zeros(shape))
 
 
-def test_nothing_outside_the_halo_is_seen():
-    """The receptive field claimed by the spec, probed with a changed pixel."""
-    torch.manual_seed(0)
-    spec = NetworkSpec(features=(2, 3, 4), gate=GateSpec(signal="coarse"))
-    network = AttentionUNet(spec).eval().double()
+@settings(max_examples=25, deadline=None)
+@given(
+    strides=st.lists(st.integers(1, 3), min_size=1, max_size=3),
+    signal=st.sampled_from(["fine", "coarse"]),
+    upsampling=st.sampled_from(["nearest", "transposed"]),
+)
+def test_the_halo_is_what_the_network_sees(strides, signal, upsampling):
+    """Gradients of one coarsest cell reach as far as the spec says, and no further."""
+    features = (2,) * (len(strides) + 1)
+    spec = NetworkSpec(
+        features=features,
+        strides=tuple((s, 1) for s in strides),
+        gate=GateSpec(signal=signal, activation="softplus"),
+        upsampling=upsampling,
+    )
+    network = AttentionUNet(spec).double().eval()
+    for module in network.modules():  # let every path carry a gradient
+        if isinstance(module, torch.nn.MaxPool2d):
+            module.forward = lambda x, m=module: torch.nn.functional.avg_pool2d(
+                x, m.kernel_size, m.stride
+            )
+        elif isinstance(module, torch.nn.ReLU):
+            module.forward = torch.nn.functional.softplus
     halo, cell = spec.halo[0], spec.divisor[0]
-    size = 3 * cell + 2 * halo
-    x = torch.randn(1, 1, size, size, dtype=torch.float64)
-    with torch.inference_mode():
-        before = network(x)
-        x[0, 0, 0, 0] += 100
-        changed = (network(x) != before)[0].any(0).nonzero()
-    reached = int(changed.max())
-    assert 0 < reached < cell + halo  # cells from halo on see nothing of pixel 0
+    start = halo + 2 * cell
+    x = torch.rand(1, 1, start + 3 * cell + halo, 32, dtype=torch.float64)
+    x.requires_grad_(True)
+    network(x)[:, :, start : start + cell, 16].sum().backward()
+    seen = x.grad[0, 0].abs().sum(1).nonzero()
+    reach = max(start - int(seen.min()), int(seen.max()) - (start + cell - 1))
+    assert halo - cell < reach <= halo
 
 
 # --- an independent computation ---------------------------------------------------

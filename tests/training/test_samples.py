@@ -8,7 +8,12 @@ import torch
 
 from napari_attunet.errors import DataError
 from napari_attunet.samples import synthetic_nuclei
-from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
+from napari_attunet.spec import (
+    ModelSpec,
+    NetworkSpec,
+    Normalization,
+    ObjectSettings,
+)
 from napari_attunet.training.samples import CropSampler, Pair, contacts, data_hash
 from napari_attunet.training.settings import Augmentation, TrainingSettings
 
@@ -136,13 +141,44 @@ def test_classes_stay_classes():
     [
         (Pair(np.zeros((9, 9)), np.zeros((9, 8), int)), "objects", "don't fit"),
         (Pair(np.zeros((9, 9)), np.zeros((9, 9))), "objects", "whole numbers"),
-        (Pair(np.zeros((9, 9)), np.full((9, 9), -1)), "objects", "between 0"),
-        (Pair(np.zeros((9, 9)), np.full((9, 9), 3)), "classes", "between 0 and 2"),
+        (Pair(np.zeros((9, 9)), np.full((9, 9), -1)), "objects", "negative"),
+        (Pair(np.zeros((9, 9)), np.full((9, 9), 3)), "classes", "classes 0 to 2"),
     ],
 )
 def test_wrong_labels_are_refused(pair, output, message):
     with pytest.raises(DataError, match=message):
         CropSampler([pair], make_spec(output=output), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"), [((32, 32, 32), "3 axes"), ((1, 2), "one pixel")]
+)
+def test_crops_that_cannot_be_trained_on(crop, message):
+    settings = dataclasses.replace(SETTINGS, crop=crop, batch_size=1)
+    with pytest.raises(DataError, match=message):
+        CropSampler([make_pair()], make_spec(), settings)
+
+
+def test_large_numbers_stay_apart():
+    labels = np.zeros((40, 40), int)
+    labels[8:32, 8:20] = 2**24
+    labels[8:32, 20:32] = 2**24 + 1
+    pairs = [
+        Pair(np.zeros((40, 40), np.float32), n) for n in (labels, labels % 2**24 + 1)
+    ]
+    pairs[1] = Pair(pairs[1].image, np.where(labels > 0, pairs[1].labels, 0))
+    a, b = (CropSampler([p], make_spec(), SETTINGS).batch(0).targets for p in pairs)
+    assert torch.equal(a, b)
+
+
+def test_classes_stand_where_the_model_decodes_them():
+    swapped = ObjectSettings(interior=2, boundary=1)
+    spec = dataclasses.replace(make_spec(), objects=swapped)
+    a, b = (
+        CropSampler([make_pair()], s, SETTINGS).batch(0).targets
+        for s in (make_spec(), spec)
+    )
+    assert torch.equal(a, torch.tensor([0, 2, 1])[b])
 
 
 def test_no_images_are_refused():

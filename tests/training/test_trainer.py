@@ -77,7 +77,8 @@ def test_the_same_training_gives_the_same_model():
     assert not same(a, drain(train(make_spec(), PAIRS, HELD_OUT, other)))
 
 
-def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path):
+@pytest.mark.parametrize(("stop", "killed"), [(3, False), (5, False), (5, True)])
+def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path, stop, killed):
     whole = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
     checkpoint = tmp_path / "deeper" / "c.checkpoint"
 
@@ -86,11 +87,16 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path):
 
     steps = begin()
     for progress in steps:
-        if progress.done == 5:  # the last checkpoint is that of step 4
+        if progress.done == stop:
             break
+    if killed:  # only what was written before is left
+        kept = checkpoint.read_bytes()
+        steps.close()
+        checkpoint.write_bytes(kept)
     steps.close()
     resumed = begin()
-    assert next(p.done for p in resumed if p.done) == 5
+    # killed, it goes on from the validation of step 4
+    assert next(p.done for p in resumed if p.done) == (5 if killed else stop + 1)
     assert same(drain(resumed), whole)
 
 
@@ -146,6 +152,21 @@ def test_a_loss_that_is_no_number_ends_the_training(monkeypatch):
     monkeypatch.setattr(trainer, "segmentation_loss", broken)
     with pytest.raises(DataError, match="learning rate"):
         drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
+
+
+def test_absent_classes_don_t_flatter():
+    """An untrained model of many classes, of which one occurs, is not half right."""
+    spec = dataclasses.replace(make_spec(out_channels=6), output="classes")
+    pairs = [Pair(p.image, (p.labels > 0) * 5) for p in HELD_OUT]
+    assert validate(Model.fresh(spec), pairs)["dice"] < 0.4
+
+
+def test_validation_images_are_checked_before_the_first_step():
+    bad = [Pair(HELD_OUT[0].image, np.zeros((3, 3), int))]
+    steps = train(make_spec(), PAIRS, bad, SETTINGS)
+    next(steps)
+    with pytest.raises(DataError, match="don't fit"):
+        next(steps)
 
 
 def test_class_models_are_scored_by_class():

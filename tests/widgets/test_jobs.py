@@ -130,7 +130,7 @@ def test_an_error_keeps_no_pixels(qtbot, listener):
 
 
 def test_cancel_ends_at_the_next_step_and_frees_the_memory(qtbot, listener):
-    alive, closed_in = [], []
+    alive, closed_in, held = [], [], []
 
     def steps():
         pixels = np.zeros(1000)
@@ -140,7 +140,11 @@ def test_cancel_ends_at_the_next_step_and_frees_the_memory(qtbot, listener):
         finally:
             closed_in.append(threading.current_thread())
 
-    job = listener.listen_to(Job(steps))
+    def make_steps():
+        held.append(steps())  # somebody else's reference must not keep it open
+        return held[0]
+
+    job = listener.listen_to(Job(make_steps))
     job.start()
     qtbot.waitUntil(lambda: "progressed" in listener.kinds)
     job.cancel()
