@@ -43,6 +43,9 @@ __all__ = ["AttentionMap", "Segmentation", "Segmenter", "segment"]
 #: more, and below it the halo costs more than the image.
 ACTIVATION_BYTES = 512 * 2**20
 
+#: What normalisation is measured on.
+SAMPLE_VALUES = 4_000_000
+
 #: Tensors of the finest level that are alive at the same time, in inference.
 LIVE_TENSORS = 6
 
@@ -208,7 +211,7 @@ class Segmenter:
         )
         view = ImageView(image, axes, ndim=network.ndim)
         yield Progress(0, 1, "Measuring intensities")
-        sample = view.sample()
+        sample = view.sample(SAMPLE_VALUES // view.n_channels)
         mix = choose_channels(
             channels,
             n_channels=view.n_channels,

@@ -25,6 +25,7 @@ from napari_attunet.axes import ImageView, guess_axes
 from napari_attunet.errors import DataError
 from napari_attunet.intensity import choose_channels, measure_scaling
 from napari_attunet.objects import object_targets
+from napari_attunet.segmenter import SAMPLE_VALUES
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.settings import Augmentation, TrainingSettings
 
@@ -232,7 +233,7 @@ def _frames(
     """Return (C, *spatial) network input and labels of every frame of a pair."""
     ndim, view = spec.network.ndim, view_of(pair, spec)
     labels = check_labels(pair, view, spec)
-    sample = view.sample()
+    sample = view.sample(SAMPLE_VALUES // view.n_channels)
     mix = choose_channels(
         "auto",
         n_channels=view.n_channels,

@@ -39,6 +39,7 @@ class Options(QCollapsible):
           Output           [ auto      v ]
           Minimum size     [-  16 px    +]
           Seed threshold   [-  0.50     +]
+          Part at necks    [-  1.0 px   +]
           Show attention   [x]
           Tile size        [-  auto     +]
           CPU threads      [-  auto     +]
@@ -76,6 +77,15 @@ class Options(QCollapsible):
         self.seed_threshold.setToolTip(
             "Higher values split touching objects more, and find fewer faint ones"
         )
+        self.split_depth = QDoubleSpinBox()
+        self.split_depth.setRange(0, 100)
+        self.split_depth.setSingleStep(0.25)
+        self.split_depth.setSuffix(" px")
+        self.split_depth.setSpecialValueText("never")
+        self.split_depth.setToolTip(
+            "Divide round objects that are joined where they narrow; lower values "
+            "divide more, 0 never"
+        )
         self.attention = QCheckBox()
         self.attention.setChecked(True)
         self.attention.setToolTip("Show what each attention gate lets through")
@@ -98,6 +108,7 @@ class Options(QCollapsible):
             ("Output", self.output),
             ("Minimum size", self.min_size),
             ("Seed threshold", self.seed_threshold),
+            ("Part at necks", self.split_depth),
             ("Show attention", self.attention),
             ("Tile size", self.tile),
             ("CPU threads", self.threads),
@@ -112,6 +123,7 @@ class Options(QCollapsible):
         self._objects, self._output_of_model = spec.objects, spec.output
         self.min_size.setValue(spec.objects.min_size)
         self.seed_threshold.setValue(spec.objects.seed_threshold)
+        self.split_depth.setValue(spec.objects.split_depth)
         self._enable_object_options()
 
     def show_axes(self, guess: str) -> None:
@@ -132,14 +144,15 @@ class Options(QCollapsible):
                 self._objects,
                 min_size=self.min_size.value(),
                 seed_threshold=self.seed_threshold.value(),
+                split_depth=self.split_depth.value(),
             ),
             attention=self.attention.isChecked(),
         )
 
     def _enable_object_options(self) -> None:
         output = self.output.currentData() or self._output_of_model
-        self.min_size.setEnabled(output == "objects")
-        self.seed_threshold.setEnabled(output == "objects")
+        for box in (self.min_size, self.seed_threshold, self.split_depth):
+            box.setEnabled(output == "objects")
 
     def _on_toggled(self, opened: bool) -> None:
         self.setText(OPEN if opened else CLOSED)

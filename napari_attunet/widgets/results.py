@@ -227,7 +227,7 @@ def compute(task: Task) -> Steps[Outcome]:
         channels=settings.channels,
         attention=settings.attention,
         output=settings.output,
-        objects=settings.objects,
+        objects=settings.objects if task.output == "objects" else None,
     )
     yield Progress(0, 0, "Preparing layers")
     results = [_attention(task, found, a) for a in reversed(found.attention)]
