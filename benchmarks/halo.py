@@ -16,9 +16,9 @@ import numpy as np
 import skimage.data
 
 from napari_attunet import Model, ModelSpec, NetworkSpec, Segmenter, load_model
+from napari_attunet.plan import default_halo
 from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
-from napari_attunet.segmenter import default_halo
 from napari_attunet.tiling import Tiling
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import TrainingSettings

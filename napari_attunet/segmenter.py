@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
-import operator
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,15 +13,9 @@ import numpy.typing as npt
 import torch
 
 from napari_attunet.axes import ImageView, guess_axes
-from napari_attunet.canvas import (
-    AttentionMap,
-    Canvas,
-    ClassLabeller,
-    Labeller,
-    ObjectLabeller,
-)
-from napari_attunet.devices import Device, choose_device, threads
-from napari_attunet.errors import DataError, DeviceError
+from napari_attunet.canvas import AttentionMap, Canvas, Labeller
+from napari_attunet.devices import Device, choose_device, release_memory, threads
+from napari_attunet.errors import DeviceError
 from napari_attunet.intensity import (
     ChannelChoice,
     ChannelMixer,
@@ -33,25 +25,22 @@ from napari_attunet.intensity import (
 )
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
+from napari_attunet.plan import (
+    SMALLEST_TILE,
+    choose_labeller,
+    default_halo,
+    default_tile,
+    gate_grids,
+    per_axis,
+)
 from napari_attunet.progress import Progress, Steps, drain
-from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
+from napari_attunet.spec import ObjectSettings
 from napari_attunet.tiling import Tiling
 
 __all__ = ["AttentionMap", "Segmentation", "Segmenter", "segment"]
 
-#: What a tile's activations may take. Above it larger tiles hardly save work any
-#: more, and below it the halo costs more than the image.
-ACTIVATION_BYTES = 512 * 2**20
-
 #: What normalisation is measured on.
 SAMPLE_VALUES = 4_000_000
-
-#: Tensors of the finest level that are alive at the same time, in inference.
-LIVE_TENSORS = 6
-
-#: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
-#: more than ten. See docs/tiling.md for the error.
-HALO_3D = 24
 
 #: How PyTorch says on its backends that memory is full.
 OUT_OF_MEMORY = (
@@ -61,9 +50,6 @@ OUT_OF_MEMORY = (
     "invalid buffer size",
     "alloc_failed",
 )
-
-#: No tile is made smaller than this by the retreat from a full memory.
-SMALLEST_TILE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +127,8 @@ class Segmenter:
         self.model = model
         self.device = choose_device(device)
         self._threads = threads
-        self._tile = _per_axis(tile, network, "tile", least=1)
-        self._halo = _per_axis(halo, network, "halo", least=0) or default_halo(network)
+        self._tile = per_axis(tile, network, "tile", least=1)
+        self._halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
 
     def segment(self, image: Any, **options: Any) -> Segmentation:
         """Return the segmentation of an image; options as in `steps`."""
@@ -227,7 +213,7 @@ class Segmenter:
             attention=attention,
             probabilities=probabilities,
             output=output or spec.output,
-            labeller=_labeller(spec, output or spec.output, objects, threshold),
+            labeller=choose_labeller(spec, output or spec.output, objects, threshold),
         )
         start = time.perf_counter()
         result = yield from self._with_fallbacks(job)
@@ -250,7 +236,7 @@ class Segmenter:
                 else:
                     result.record["fallbacks"] = fallbacks
                     return result
-                _free(device)
+                release_memory(device)
                 if any(t > s for t, s in zip(tile, smallest, strict=True)):
                     halves = (-(-t // 2) for t in tile)
                     tile = tuple(map(max, zip(halves, smallest, strict=True)))
@@ -272,7 +258,7 @@ class Segmenter:
                     )
                 yield Progress(0, 1, fallbacks[-1])
         finally:
-            _free(device)
+            release_memory(device)
 
     def _network_on(self, device: Device) -> AttentionUNet:
         """Return the network on the device; a copy, unless that is where it is.
@@ -321,6 +307,8 @@ class Segmenter:
                     probabilities, alphas = _explain(network, x)
                 canvas.put(frame, part, probabilities, alphas)
                 del x, probabilities, alphas
+                if device.name == "cpu":  # else what tiles leave behind piles up
+                    release_memory(device)
                 done += 1
             if job.output == "objects":
                 yield Progress(done, total, "Separating objects")
@@ -351,115 +339,12 @@ def segment(
     return Segmenter(model, device=device).segment(image, **options)
 
 
-def default_halo(network: NetworkSpec) -> tuple[int, ...]:
-    """Return the margin read around each tile, in pixels of each spatial axis.
-
-    In 2D all that an output depends on, so that tiles give the whole image's result.
-    In 3D at most `HALO_3D`, rounded up to the network's grid: not exact.
-    """
-    if network.ndim == 2:
-        return network.halo
-    return tuple(
-        min(halo, -(-HALO_3D // d) * d)
-        for halo, d in zip(network.halo, network.divisor, strict=True)
-    )
-
-
-def default_tile(
-    network: NetworkSpec, shape: Sequence[int], halo: Sequence[int]
-) -> tuple[int, ...]:
-    """Return the largest tile that fits into `ACTIVATION_BYTES`, evenly cut.
-
-    Parameters
-    ----------
-    network : NetworkSpec
-    shape, halo : sequence of int
-        Of the image and around each tile, in pixels of each spatial axis.
-    """
-    pixels = ACTIVATION_BYTES / (4 * LIVE_TENSORS * network.features[0])
-    padded = [-(-n // d) * d for n, d in zip(shape, network.divisor, strict=True)]
-    if math.prod(padded) <= pixels:
-        return tuple(padded)
-    # The longest axes are cut first, until what is read around a tile fits.
-    parts = [1] * network.ndim
-    while True:
-        tile = [
-            -(-n // (p * d)) * d
-            for n, p, d in zip(padded, parts, network.divisor, strict=True)
-        ]
-        read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
-        if math.prod(read) <= pixels:
-            return tuple(tile)
-        can = [
-            t if t > max(SMALLEST_TILE, d) else 0
-            for t, d in zip(tile, network.divisor, strict=True)
-        ]
-        if not any(can):
-            return tuple(tile)
-        parts[can.index(max(can))] += 1
-
-
-def gate_grids(network: NetworkSpec) -> tuple[tuple[int, ...], ...]:
-    """Return the scale of every gate's own grid, fine to coarse."""
-    if network.gate is None:
-        return ()
-    coarser = network.gate.signal == "coarse"
-    return tuple(network.scale(i + coarser) for i in range(network.levels - 1))
-
-
-def _labeller(
-    spec: ModelSpec,
-    output: str,
-    objects: ObjectSettings | None,
-    threshold: float | None,
-) -> Labeller:
-    if output not in ("classes", "objects"):
-        raise DataError(f"The output is 'classes' or 'objects', got {output!r}.")
-    if threshold is not None and not 0 <= threshold <= 1:
-        raise DataError(f"The threshold lies between 0 and 1, got {threshold}.")
-    if output == "classes":
-        if objects is not None:
-            raise DataError("Object settings were given, but the output is classes.")
-        return ClassLabeller(threshold)
-    if threshold is not None:
-        raise DataError(
-            "A threshold was given, but the output is objects: set the seed_threshold "
-            "or foreground_threshold of the object settings instead."
-        )
-    chosen = objects or spec.objects
-    if spec.output == "objects" and max(chosen.interior, chosen.boundary) > (
-        spec.n_classes - 1
-    ):
-        raise DataError(
-            f"Interior and boundary must be among the {spec.n_classes} classes, got "
-            f"{chosen.interior} and {chosen.boundary}."
-        )
-    return ObjectLabeller(
-        objects or spec.objects, has_boundary=spec.output == "objects"
-    )
-
-
 def _probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Return class probabilities, background first; (N, K, *spatial) float32."""
     if logits.shape[1] == 1:
         foreground = torch.sigmoid(logits.float())
         return torch.cat((1 - foreground, foreground), dim=1)
     return logits.float().softmax(1)
-
-
-def _per_axis(
-    value: int | Sequence[int] | None, network: NetworkSpec, name: str, least: int
-) -> tuple[int, ...] | None:
-    if value is None:
-        return None
-    given = (value,) * network.ndim if np.ndim(value) == 0 else tuple(value)  # type: ignore[arg-type]
-    values = tuple(operator.index(v) for v in given)  # type: ignore[arg-type]
-    if len(values) != network.ndim or min(values) < least:
-        raise DataError(
-            f"The {name} is one number or {network.ndim} numbers from {least}, "
-            f"got {value}."
-        )
-    return values
 
 
 class _TileTooLarge(Exception):
@@ -500,11 +385,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(phrase in text for phrase in OUT_OF_MEMORY)
-
-
-def _free(device: Device) -> None:
-    """Give cached memory back to the GPU."""
-    if device.name.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif device.name.startswith("mps"):
-        torch.mps.empty_cache()

@@ -10,11 +10,12 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_attunet import segmenter as segmenter_module
+from napari_attunet import plan
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
-from napari_attunet.segmenter import Segmenter, default_halo, default_tile, segment
+from napari_attunet.plan import default_halo, default_tile
+from napari_attunet.segmenter import Segmenter, segment
 from napari_attunet.spec import (
     GateSpec,
     ModelSpec,
@@ -383,8 +384,8 @@ def test_default_tiles_are_even_and_bounded():
     tile = default_tile(network, (4100, 4100), halo)
     assert all(t % 16 == 0 for t in tile)
     read = [t + 2 * h for t, h in zip(tile, halo, strict=True)]
-    live = 4 * segmenter_module.LIVE_TENSORS * 16 * read[0] * read[1]
-    assert live <= segmenter_module.ACTIVATION_BYTES
+    live = 4 * plan.LIVE_TENSORS * 16 * read[0] * read[1]
+    assert live <= plan.ACTIVATION_BYTES
     parts = [-(-4100 // t) for t in tile]
     assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
 
