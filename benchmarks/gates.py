@@ -6,8 +6,10 @@ objects of the validation images. Trained models are kept in ``--work``, so that
 stopped run goes on where it was.
 
     python benchmarks/gates.py --data DIR --work DIR [--seeds 3] [--steps 600]
+    python benchmarks/gates.py --data DIR --model nuclei-fluorescence
 
-DIR holds train/images, train/labels, val/images and val/labels.
+DIR holds train/images, train/labels, val/images and val/labels. The second form trains
+nothing and looks at a model that is there.
 """
 
 from __future__ import annotations
@@ -112,14 +114,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, required=True)
-    add("--work", type=Path, required=True)
+    add("--work", type=Path, default=Path("gates"))
+    add("--model")
     add("--seeds", type=int, default=3)
     add("--steps", type=int, default=600)
     add("--features", type=int, nargs="+", default=[8, 16, 32, 64, 128])
     add("--threads", type=int, default=None)
     args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
     val = read(args.data / "val")
+    if args.model:
+        scores, (on, off) = look(load_model(args.model), val, args.threads)
+        print(args.model, {k: round(v, 4) for k, v in scores.items()})
+        for level, (a, b) in enumerate(zip(on, off, strict=True), start=1):
+            print(f"| level {level} | {a:.2f} | {b:.2f} | {a / b:.2f} |")
+        return
+    args.work.mkdir(parents=True, exist_ok=True)
     print("| network | seed | parameters | step (s) | Dice | AP50 | AP50 pooled |")
     print("|---|---|---|---|---|---|---|")
     attention = []

@@ -239,7 +239,7 @@ class SegmentWidget(QWidget):
         self._model_was_chosen = True
 
     def _suggest_model(self) -> None:
-        """Take a colour model for colours, unless the user has chosen for himself."""
+        """Take a colour model for colours, unless the user has chosen one."""
         source = self.source
         if source is None or self._model_was_chosen:
             return
