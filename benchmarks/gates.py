@@ -145,7 +145,8 @@ def main() -> None:
             )
             if gate is not None:
                 attention.append(alpha)
-    print("\n| gate | " + " | ".join(f"α on/off, seed {s}" for s in range(args.seeds)))
+    heads = " | ".join(f"α on/off, seed {s}" for s in range(args.seeds))
+    print(f"\n| gate | {heads} |")
     print("|---|" + "---|" * args.seeds)
     for level in range(len(args.features) - 1):
         cells = (f"{on[level]:.2f} / {off[level]:.2f}" for on, off in attention)

@@ -250,5 +250,10 @@ def _named(model: Model, parent: str | None) -> Model:
     version = Library().next_version(model.spec.name)
     if parent.split("@")[0] == model.spec.name:
         version = max(version, int(parent.split("@")[1]) + 1)
-    spec: Any = dataclasses.replace(model.spec, parent=parent, version=version)
+    spec: Any = dataclasses.replace(
+        model.spec,
+        parent=parent,
+        version=version,
+        training=model.spec.training | {"started_from": parent},
+    )
     return dataclasses.replace(model, spec=spec)

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: The first of these models that there is, and how it takes the tissue's colours.
-MODELS = (("nuclei-histology", "auto"), ("nuclei-fluorescence", "haematoxylin"))
+#: The model, and how it takes the tissue's colours: on the blue stain alone it outlines
+#: the nuclei within the brown one, of which the colour model has seen none.
+MODEL, CHANNELS = "nuclei-fluorescence", "haematoxylin"
 
 WINDOW = (1800, 960)
 
@@ -71,13 +72,12 @@ def _run(viewer: napari.Viewer, screenshot: Path | None) -> None:
     tissue = viewer.layers["tissue"]
     _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     widget.select(tissue)
-    channels = next((how for name, how in MODELS if widget.choose_model(name)), None)
-    if channels is None:
+    if not widget.choose_model(MODEL):
         raise ModelError(
-            f"The demonstration needs the model {MODELS[0][0]} or {MODELS[1][0]}. "
-            "Install napari-attunet again: both come with it."
+            f"The demonstration needs the model {MODEL}. Install napari-attunet again: "
+            "it comes with it."
         )
-    widget.options.channels.setCurrentText(channels)
+    widget.options.channels.setCurrentText(CHANNELS)
 
     outcome: list[bool] = []
     loop = QEventLoop()
