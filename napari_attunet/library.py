@@ -7,6 +7,7 @@ Weights are the matter of `napari_attunet.model`.
 from __future__ import annotations
 
 import importlib.resources
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ import platformdirs
 from safetensors import SafetensorError, safe_open
 
 from napari_attunet.errors import ModelError
-from napari_attunet.spec import FORMAT_VERSION, ModelSpec, from_json
+from napari_attunet.spec import FORMAT_VERSION, ModelSpec, from_json, to_json
 
-__all__ = ["FORMAT_KEY", "SPEC_KEY", "SUFFIX", "Entry", "Library", "read_spec"]
+__all__ = ["SUFFIX", "Entry", "Library", "read_spec", "write_header"]
 
-#: Metadata of a model file: the version of the format, and the specification.
-FORMAT_KEY, SPEC_KEY = "napari_attunet_format", "napari_attunet_spec"
+#: The one entry of a model file's metadata: format and specification, as JSON. One,
+#: because safetensors writes several in any order, and equal models are equal files.
+HEADER_KEY = "napari_attunet"
 
 SUFFIX = ".safetensors"
 
@@ -49,21 +51,31 @@ def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
             f"{path} cannot be read as a model: it is damaged, incomplete or not a "
             f"safetensors file ({error}). Copy or download it again."
         ) from error
-    if FORMAT_KEY not in metadata or SPEC_KEY not in metadata:
+    if HEADER_KEY not in metadata:
         raise ModelError(
             f"{path} is a safetensors file, but not a model of napari-attunet: its "
             "header holds no specification."
         )
-    version = metadata[FORMAT_KEY]
-    if not version.isdecimal() or int(version) > FORMAT_VERSION:
+    try:
+        header = json.loads(metadata[HEADER_KEY])
+        version, spec = header["format"], json.dumps(header["spec"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The header of {path} is damaged: {error!r}.") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
         raise ModelError(
             f"{path} was written in format {version}, this version reads up to "
             f"{FORMAT_VERSION}: update napari-attunet."
         )
     try:
-        return from_json(ModelSpec, metadata[SPEC_KEY])
+        return from_json(ModelSpec, spec)
     except ModelError as error:
         raise ModelError(f"The header of {path} is wrong: {error}") from error
+
+
+def write_header(spec: ModelSpec) -> dict[str, str]:
+    """Return the metadata of a model file that `read_spec` reads."""
+    header = {"format": FORMAT_VERSION, "spec": json.loads(to_json(spec))}
+    return {HEADER_KEY: json.dumps(header, sort_keys=True, ensure_ascii=False)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from napari_attunet.errors import ModelError
-from napari_attunet.library import FORMAT_KEY, SPEC_KEY, SUFFIX, Library, read_spec
+from napari_attunet.library import SUFFIX, Library, read_spec, write_header
 from napari_attunet.networks import AttentionUNet
-from napari_attunet.spec import FORMAT_VERSION, ModelSpec, to_json
+from napari_attunet.spec import ModelSpec
 
 __all__ = ["Model", "load_model", "save_model"]
 
@@ -131,7 +131,6 @@ def save_model(
         name: tensor.detach().to("cpu", _stored(tensor.dtype, half)).contiguous()
         for name, tensor in model.network.state_dict().items()
     }
-    metadata = {FORMAT_KEY: str(FORMAT_VERSION), SPEC_KEY: to_json(model.spec)}
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under a temporary name first: a crash leaves the old file or none, never half.
     handle, temporary = tempfile.mkstemp(
@@ -139,7 +138,7 @@ def save_model(
     )
     os.close(handle)
     try:
-        safetensors.torch.save_file(tensors, temporary, metadata)
+        safetensors.torch.save_file(tensors, temporary, write_header(model.spec))
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)  # mkstemp's file is for its owner alone

@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from napari_attunet.errors import ModelError
-from napari_attunet.library import FORMAT_KEY, SPEC_KEY, Library, read_spec
+from napari_attunet.library import HEADER_KEY, Library, read_spec, write_header
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.networks.gates import Gate
 from napari_attunet.spec import GateSpec, ModelSpec, NetworkSpec, to_json
@@ -36,6 +36,14 @@ def test_round_trip(tmp_path, kind, ndim):
     assert not loaded.network.training
     assert all(p.requires_grad for p in loaded.network.parameters())
     assert [p.name for p in path.parent.iterdir()] == ["m.safetensors"]
+
+
+def test_equal_models_are_equal_files(tmp_path):
+    files = {
+        save_model(make_model(), tmp_path / f"{i}.safetensors").read_bytes()
+        for i in range(8)
+    }
+    assert len(files) == 1
 
 
 def test_half_precision_halves_the_file(tmp_path):
@@ -73,22 +81,26 @@ def huge_header(path):
 
 
 def newer(path):
-    write(path, {FORMAT_KEY: "99", SPEC_KEY: "{}"})
+    write(path, {HEADER_KEY: json.dumps({"format": 99, "spec": {}})})
 
 
 def newer_field(path):
     spec = json.loads(to_json(make_model().spec)) | {"wings": 2}
-    write(path, {FORMAT_KEY: "1", SPEC_KEY: json.dumps(spec)})
+    write(path, {HEADER_KEY: json.dumps({"format": 1, "spec": spec})})
+
+
+def damaged_header(path):
+    write(path, {HEADER_KEY: '{"format": 1'})
 
 
 def other_weights(path):
-    write(path, {FORMAT_KEY: "1", SPEC_KEY: to_json(make_model().spec)})
+    write(path, write_header(make_model().spec))
 
 
 def other_shape(path):
     weights = dict(make_model().network.state_dict())
     weights["head.bias"] = torch.zeros(7)
-    write(path, {FORMAT_KEY: "1", SPEC_KEY: to_json(make_model().spec)}, weights)
+    write(path, write_header(make_model().spec), weights)
 
 
 WRONG = {
@@ -100,6 +112,7 @@ WRONG = {
     "huge header": (huge_header, "damaged"),
     "foreign": (lambda path: write(path, {"format": "pt"}), "no specification"),
     "newer format": (newer, "update"),
+    "damaged header": (damaged_header, "damaged"),
     "newer field": (newer_field, "newer version"),
     "other weights": (other_weights, "don't belong"),
     "other shape": (other_shape, r"head\.bias is \(7,\)"),
