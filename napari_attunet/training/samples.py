@@ -31,6 +31,10 @@ from napari_attunet.training.settings import Augmentation, TrainingSettings
 
 __all__ = ["Batch", "CropSampler", "Pair", "check_labels", "data_hash", "view_of"]
 
+#: How much of the DAB stain ``skimage.color.rgb2hed`` finds in weakly and strongly
+#: brown tissue.
+BROWN = (0.02, 0.25)
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -125,8 +129,11 @@ class CropSampler:
         augmentation = self._settings.augmentation
         matrix = _random_matrix(rng, self._spec.network.ndim, augmentation)
         pixels, drawn = _warp(image, labels, matrix, self._crop, rng)
-        if augmentation.stain and pixels.shape[0] == 3:
-            pixels = _vary_stain(pixels, rng, augmentation.stain)
+        if pixels.shape[0] == 3:
+            if augmentation.counterstain and rng.random() < augmentation.counterstain:
+                pixels = _counterstain(pixels, drawn > 0, rng)
+            if augmentation.stain:
+                pixels = _vary_stain(pixels, rng, augmentation.stain)
         if augmentation.intensity:
             self._vary.set_random_state(int(rng.integers(2**31)))
             pixels = torch.as_tensor(np.asarray(self._vary(pixels)))
@@ -329,6 +336,26 @@ def _intensity_transform(augmentation: Augmentation) -> transforms.Compose:
             transforms.RandGaussianNoise(prob=0.4, std=0.08 * s),
         ]
     )
+
+
+def _counterstain(
+    pixels: Tensor, objects: npt.NDArray[np.bool_], rng: np.random.Generator
+) -> Tensor:
+    """Stain soft, streaky patches of an RGB crop in 0..1 brown, objects hardly."""
+    stains = rgb2hed(np.clip(pixels.numpy(), 0, 1), channel_axis=0)
+    patches = ndimage.gaussian_filter(
+        rng.normal(size=objects.shape), rng.uniform(10, 50), mode="wrap"
+    )
+    patches = patches / patches.std() + rng.uniform(-0.5, 1.5)
+    sigma = rng.uniform(0.5, 4, objects.ndim)
+    streaks = ndimage.gaussian_filter(rng.normal(size=objects.shape), sigma)
+    streaks = 1 + rng.uniform(0.1, 0.5) * streaks / streaks.std()
+    spared = ndimage.gaussian_filter(objects.astype(float), rng.uniform(0.5, 2))
+    amount = np.clip(4 * patches, 0, 1) * np.clip(streaks, 0, 2)
+    amount *= 1 - rng.uniform(0.4, 1.0) * spared
+    stains[2] += rng.uniform(*BROWN) * amount
+    brown = hed2rgb(stains, channel_axis=0)
+    return torch.from_numpy(brown.astype(np.float32))
 
 
 def _vary_stain(pixels: Tensor, rng: np.random.Generator, spread: float) -> Tensor:

@@ -29,6 +29,9 @@ class Augmentation:
     stain : float
         Spread of the stain concentrations and of the background in RGB images
         (Tellez et al. 2019, https://arxiv.org/abs/1902.06543); 0 is off.
+    counterstain : float
+        Probability of staining patches of an RGB image brown, but for the objects, as
+        immunohistochemistry (DAB) does.
     invert : float
         Probability of turning bright into dark.
     """
@@ -39,13 +42,15 @@ class Augmentation:
     stretch: float = 0.15
     intensity: float = 1.0
     stain: float = 0.0
+    counterstain: float = 0.0
     invert: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise ModelError(f"Zoom limits must rise from above 0, got {self.zoom}.")
-        if not 0 <= self.invert <= 1:
-            raise ModelError(f"invert is a probability, got {self.invert}.")
+        for name in ("counterstain", "invert"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ModelError(f"{name} is a probability, got {getattr(self, name)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

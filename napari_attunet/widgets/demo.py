@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-#: The model, and how it takes the tissue's colours: on the blue stain alone it outlines
-#: the nuclei within the brown one, of which the colour model has seen none.
-MODEL, CHANNELS = "nuclei-fluorescence", "haematoxylin"
+#: What a user gets who presses the button on this image.
+MODEL = "nuclei-histology"
 
 WINDOW = (1800, 960)
 
@@ -77,7 +76,6 @@ def _run(viewer: napari.Viewer, screenshot: Path | None) -> None:
             f"The demonstration needs the model {MODEL}. Install napari-attunet again: "
             "it comes with it."
         )
-    widget.options.channels.setCurrentText(CHANNELS)
 
     outcome: list[bool] = []
     loop = QEventLoop()

@@ -116,6 +116,29 @@ def test_stain_moves_colours_and_stays_an_image(rng):
     assert (varied - plain).abs().mean() > 0.005
 
 
+def test_counterstain_is_brown_and_spares_objects(rng):
+    """Patches lose blue light first, as DAB does, and objects keep their colour."""
+    labels = np.zeros((64, 64), int)
+    labels[16:48, 16:48] = 1
+    image = np.full((64, 64, 3), 0.9, np.float32)
+    pair = Pair(image, labels, axes="YXC")
+    still = dataclasses.replace(
+        PLAIN, zoom=(1.0, 1.0), stretch=0.0, rotate=False, flip=False, counterstain=1.0
+    )
+    settings = dataclasses.replace(
+        SETTINGS, crop=(64, 64), batch_size=16, augmentation=still
+    )
+    batch = CropSampler([pair], make_spec(channels=3), settings).batch(0)
+    red, blue = batch.images[:, 0], batch.images[:, 2]
+    inner = np.zeros((64, 64), bool)
+    inner[24:40, 24:40] = True
+    outer = labels == 0
+    assert (red >= blue - 1e-3).all()
+    lost = 0.9 - blue
+    assert lost[:, outer].mean() > 0.1
+    assert lost[:, inner].mean() < 0.6 * lost[:, outer].mean()
+
+
 def test_contacts_are_where_objects_touch():
     labels = np.zeros((9, 12), int)
     labels[2:7, 1:5] = 1

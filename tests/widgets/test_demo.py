@@ -29,9 +29,9 @@ run(Path(sys.argv[1]))
 @pytest.mark.skipif(not shutil.which("Xvfb"), reason="needs Xvfb")
 def test_a_picture_without_a_screen(tmp_path):
     spec = ModelSpec(
-        name="nuclei-fluorescence",
+        name="nuclei-histology",
         version=999,
-        network=NetworkSpec(out_channels=3, features=(4, 8, 16)),
+        network=NetworkSpec(in_channels=3, out_channels=3, features=(4, 8, 16)),
         output="objects",
     )
     save_model(Model.fresh(spec), tmp_path / f"{spec.key}.safetensors")
