@@ -152,7 +152,7 @@ class Canvas:
         frame : tuple of int
         tile : Tile
         probabilities : (K, *tile.read)
-        alphas : of each gate, (*tile.read / scale)
+        alphas : of each gate that is kept, (*tile.read / scale)
         """
         view = self._view
         kept = probabilities[(slice(None), *tile.crop)]
@@ -164,7 +164,7 @@ class Canvas:
         if self.probabilities is not None:
             for of_class, block in zip(self.probabilities, kept, strict=True):
                 of_class[at] = view.to_label_order(block)
-        for whole, scale, alpha in zip(self._alpha, self._gates, alphas, strict=False):
+        for whole, scale, alpha in zip(self._alpha, self._gates, alphas, strict=True):
             crop, write = tile.on_grid(scale)
             whole[view.label_index(frame, write)] = view.to_label_order(alpha[crop])
 

@@ -17,7 +17,8 @@ import platformdirs
 from safetensors import SafetensorError, safe_open
 
 from napari_attunet.errors import ModelError
-from napari_attunet.spec import FORMAT_VERSION, ModelSpec, from_json, to_json
+from napari_attunet.schema import from_json, to_json
+from napari_attunet.spec import FORMAT_VERSION, ModelSpec
 
 __all__ = ["SUFFIX", "Entry", "Library", "read_spec", "write_header"]
 

@@ -7,7 +7,6 @@ Reading one can run no code.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from napari_attunet.atomic import replacing
 from napari_attunet.errors import ModelError
 from napari_attunet.library import SUFFIX, Library, read_spec, write_header
 from napari_attunet.networks import AttentionUNet
@@ -131,21 +131,8 @@ def save_model(
         name: tensor.detach().to("cpu", _stored(tensor.dtype, half)).contiguous()
         for name, tensor in model.network.state_dict().items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Under a temporary name first: a crash leaves the old file or none, never half.
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.stem}-", suffix=SUFFIX
-    )
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         safetensors.torch.save_file(tensors, temporary, write_header(model.spec))
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp's file is for its owner alone
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
     return path
 
 

@@ -304,7 +304,7 @@ class Segmenter:
                 )
                 x = torch.from_numpy(job.scale(job.mix(pixels)))[None].to(device.name)
                 with threads(self._threads) as thread_count:
-                    probabilities, alphas = _explain(network, x)
+                    probabilities, alphas = _explain(network, x, job.attention)
                 canvas.put(frame, part, probabilities, alphas)
                 del x, probabilities, alphas
                 if device.name == "cpu":  # else what tiles leave behind piles up
@@ -352,15 +352,16 @@ class _TileTooLarge(Exception):
 
 
 def _explain(
-    network: AttentionUNet, x: torch.Tensor
+    network: AttentionUNet, x: torch.Tensor, attention: bool
 ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-    """Return (K, *spatial) probabilities and every gate's α of a tile."""
+    """Return (K, *spatial) probabilities and, if wanted, every gate's α of a tile."""
     try:
         with torch.inference_mode():
             explained = network.explain(x)
+            maps = explained.attention if attention else ()
             return (
                 _probabilities(explained.logits)[0].cpu().numpy(),
-                [a.alpha[0, 0].cpu().numpy() for a in explained.attention],
+                [a.alpha[0, 0].cpu().numpy() for a in maps],
             )
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

@@ -6,15 +6,11 @@ that listing models never waits for torch.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from napari_attunet.errors import ModelError
+from napari_attunet.schema import check, check_choices
 
 __all__ = [
     "FORMAT_VERSION",
@@ -23,8 +19,6 @@ __all__ = [
     "NetworkSpec",
     "Normalization",
     "ObjectSettings",
-    "from_json",
-    "to_json",
 ]
 
 #: Raised whenever an older program could no longer read a newer file rightly.
@@ -32,29 +26,6 @@ FORMAT_VERSION = 1
 
 Activation = Literal["relu", "leaky_relu", "softplus", "elu"]
 Norm = Literal["batch", "instance", "group"]
-T = TypeVar("T")
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise ModelError(message)
-
-
-def _check_choices(spec: Any) -> None:
-    """Refuse a word that is none of a field's choices."""
-    for name, hint in typing.get_type_hints(type(spec)).items():
-        options = (hint, *typing.get_args(hint))
-        choices = [
-            c
-            for option in options
-            if typing.get_origin(option) is Literal
-            for c in typing.get_args(option)
-        ]
-        value = getattr(spec, name)
-        _check(
-            not choices or value is None or value in choices,
-            f"{name} must be one of {choices}, got {value!r}.",
-        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +56,8 @@ class GateSpec:
     norm: Norm | None = "batch"
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check(
+        check_choices(self)
+        check(
             self.channels is None or all(c > 0 for c in self.channels),
             f"Gate channels must be positive, got {self.channels}.",
         )
@@ -128,16 +99,14 @@ class NetworkSpec:
     deep_supervision: bool = False
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check(
-            self.ndim in (2, 3), f"A network has 2 or 3 dimensions, not {self.ndim}."
-        )
-        _check(
+        check_choices(self)
+        check(self.ndim in (2, 3), f"A network has 2 or 3 dimensions, not {self.ndim}.")
+        check(
             self.in_channels > 0 and self.out_channels > 0,
             "A network needs at least one input and one output channel, got "
             f"{self.in_channels} and {self.out_channels}.",
         )
-        _check(
+        check(
             len(self.features) >= 2 and all(f > 0 for f in self.features),
             "At least two levels of positive features are needed, got "
             f"{self.features}.",
@@ -145,7 +114,7 @@ class NetworkSpec:
         if not self.strides:
             default = ((2,) * self.ndim,) * (len(self.features) - 1)
             object.__setattr__(self, "strides", default)
-        _check(
+        check(
             len(self.strides) == len(self.features) - 1
             and all(len(s) == self.ndim and min(s) >= 1 for s in self.strides),
             f"{len(self.features)} levels in {self.ndim}D need "
@@ -153,7 +122,7 @@ class NetworkSpec:
             f"{self.strides}.",
         )
         channels = self.gate.channels if self.gate else None
-        _check(
+        check(
             channels is None or len(channels) == len(self.strides),
             f"{len(self.strides)} skips need as many gate channels, got {channels}.",
         )
@@ -256,12 +225,12 @@ class Normalization:
     clip: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check(
+        check_choices(self)
+        check(
             0 <= self.low < self.high <= 100,
             f"Percentiles need 0 <= low < high <= 100, got {self.low} and {self.high}.",
         )
-        _check(
+        check(
             self.clip is None or self.clip[0] < self.clip[1],
             f"Limits must rise, got {self.clip}.",
         )
@@ -298,20 +267,20 @@ class ObjectSettings:
     fill_holes: bool = True
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check(
+        check_choices(self)
+        check(
             self.interior != self.boundary and min(self.interior, self.boundary) >= 1,
             "Interior and boundary must be two different classes from 1, got "
             f"{self.interior} and {self.boundary}.",
         )
         for name in ("seed_threshold", "foreground_threshold"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name} must lie between 0 and 1, got {value}.")
-        _check(
+            check(0 <= value <= 1, f"{name} must lie between 0 and 1, got {value}.")
+        check(
             self.split_depth >= 0,
             f"split_depth must not be negative, got {self.split_depth}.",
         )
-        _check(
+        check(
             self.min_size >= 0, f"min_size must not be negative, got {self.min_size}."
         )
 
@@ -369,30 +338,30 @@ class ModelSpec:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check_choices(self)
-        _check(
+        check_choices(self)
+        check(
             bool(self.name)
             and not set(self.name) & set('/\\@:*?"<>|')
             and self.name[0] != ".",
             f"{self.name!r} cannot name a model: use letters, digits, dashes and dots.",
         )
-        _check(self.version >= 1, f"Versions count from 1, got {self.version}.")
+        check(self.version >= 1, f"Versions count from 1, got {self.version}.")
         if not self.channels:
             names = tuple(f"channel {i}" for i in range(self.network.in_channels))
             object.__setattr__(self, "channels", names)
         if not self.classes:
             names = ("background", *(f"class {i}" for i in range(1, self.n_classes)))
             object.__setattr__(self, "classes", names)
-        _check(
+        check(
             len(self.channels) == self.network.in_channels,
             f"{self.network.in_channels} input channels need as many names, got "
             f"{self.channels}.",
         )
-        _check(
+        check(
             len(self.classes) == self.n_classes,
             f"{self.n_classes} classes need as many names, got {self.classes}.",
         )
-        _check(
+        check(
             self.output == "classes"
             or max(self.objects.interior, self.objects.boundary) < self.n_classes,
             f"Objects need interior and boundary among the {self.n_classes} classes.",
@@ -407,75 +376,3 @@ class ModelSpec:
     def key(self) -> str:
         """``"name@version"``."""
         return f"{self.name}@{self.version}"
-
-
-def to_json(spec: Any) -> str:
-    """Return a specification as JSON text with sorted keys."""
-    return json.dumps(dataclasses.asdict(spec), sort_keys=True, ensure_ascii=False)
-
-
-def from_json(cls: type[T], text: str) -> T:
-    """Read a specification of type ``cls`` from JSON text.
-
-    Raises
-    ------
-    ModelError
-        If the text is no JSON, a field is unknown or missing, or a value is of the
-        wrong kind.
-    """
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"The specification is not valid JSON: {error}.") from error
-    value: T = _build(cls, data, cls.__name__)
-    return value
-
-
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """Make a value of the annotated kind out of what JSON can say."""
-    origin = typing.get_origin(kind)
-    arguments = typing.get_args(kind)
-    if kind is Any:
-        return data
-    if origin is typing.Literal:
-        _check(
-            data in arguments,
-            f"{where} must be one of {list(arguments)}, got {data!r}.",
-        )
-        return data
-    if origin in (typing.Union, types.UnionType):
-        if data is None:
-            _check(type(None) in arguments, f"{where} is missing.")
-            return None
-        return _build(next(a for a in arguments if a is not type(None)), data, where)
-    if origin is tuple:
-        _check(isinstance(data, list), f"{where} must be a list, got {data!r}.")
-        if arguments[-1] is Ellipsis:
-            return tuple(
-                _build(arguments[0], d, f"{where}[{i}]") for i, d in enumerate(data)
-            )
-        _check(len(data) == len(arguments), f"{where} needs {len(arguments)} values.")
-        return tuple(_build(a, d, where) for a, d in zip(arguments, data, strict=True))
-    if origin is dict:
-        _check(isinstance(data, dict), f"{where} must be an object, got {data!r}.")
-        return data
-    if dataclasses.is_dataclass(kind):
-        _check(isinstance(data, dict), f"{where} must be an object, got {data!r}.")
-        hints = typing.get_type_hints(kind)
-        unknown = sorted(set(data) - set(hints))
-        _check(
-            not unknown,
-            f"{where} has unknown fields {unknown}; a newer version wrote it?",
-        )
-        values = {k: _build(hints[k], v, f"{where}.{k}") for k, v in data.items()}
-        try:
-            return kind(**values)  # type: ignore[operator]
-        except TypeError as error:
-            raise ModelError(f"{where} is incomplete: {error}.") from error
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
-    _check(
-        isinstance(data, kind) and not (kind is int and isinstance(data, bool)),
-        f"{where} must be {kind.__name__}, got {data!r}.",
-    )
-    return data

@@ -11,7 +11,8 @@ from napari_attunet.errors import ModelError
 from napari_attunet.library import HEADER_KEY, Library, read_spec, write_header
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.networks.gates import Gate
-from napari_attunet.spec import GateSpec, ModelSpec, NetworkSpec, to_json
+from napari_attunet.schema import to_json
+from napari_attunet.spec import GateSpec, ModelSpec, NetworkSpec
 
 
 def make_model(name="small", version=1, **options):

@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_attunet.errors import ModelError
+from napari_attunet.schema import from_json, to_json
 from napari_attunet.spec import (
     GateSpec,
     ModelSpec,
     NetworkSpec,
     Normalization,
     ObjectSettings,
-    from_json,
-    to_json,
 )
 
 

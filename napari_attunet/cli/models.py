@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from napari_attunet.atomic import replacing
 from napari_attunet.cli.console import report, table
 from napari_attunet.errors import ModelError
 
@@ -142,18 +140,9 @@ def _copy(source: Path, target: Path, *, replace: bool = True) -> None:
 
     Without `replace`, of two processes that bring the same model one fails.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=".part")
-    os.close(handle)
     try:
-        shutil.copyfile(source, name)
-        shutil.copymode(source, name)
-        if replace:
-            Path(name).replace(target)
-        else:
-            target.hardlink_to(name)
+        with replacing(target, exclusive=not replace) as temporary:
+            shutil.copyfile(source, temporary)
+            shutil.copymode(source, temporary)
     except FileExistsError as error:
         raise ModelError(f"{target} has just been made by another program.") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()

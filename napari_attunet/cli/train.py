@@ -134,7 +134,8 @@ def read_recipe(path: Path | None) -> tuple[ModelSpec | None, TrainingSettings]:
     ModelError
         If the file cannot be read, or something in it is unknown or wrong.
     """
-    from napari_attunet.spec import ModelSpec, from_json
+    from napari_attunet.schema import from_json
+    from napari_attunet.spec import ModelSpec
     from napari_attunet.training.settings import TrainingSettings
 
     if path is None:

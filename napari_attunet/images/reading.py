@@ -273,10 +273,12 @@ def _read_zarr(path: Path) -> ImageFile:
             shift = shift + step["translation"]
     if axes is None:
         return ImageFile(data=array)
-    said_units = [
-        a.get("unit", "") for a in multiscale.get("axes", ()) if isinstance(a, dict)
-    ]
-    units = dict(zip(axes, said_units, strict=False))
+    listed = multiscale.get("axes") or [{}] * len(axes)
+    units = {
+        letter: axis.get("unit", "")
+        for letter, axis in zip(axes, listed, strict=True)
+        if isinstance(axis, dict)  # version 0.3 has names alone
+    }
     unit = unit_name(units.get("X", "")) or "pixel"
     factors = {a: factor_between(units.get(a) or "pixel", unit) for a in "ZYX"}
     factors["T"] = SECONDS.get(units.get("T", "") or "second", 0.0)

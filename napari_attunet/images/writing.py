@@ -1,20 +1,14 @@
 """Arrays -> files, whole or not at all.
 
-Everything is written under a temporary name beside its place and then moved there, so
-that a crash or Ctrl-C leaves the old file or none, never half of one.
-
 OME-Zarr is written as version 0.4 on zarr 2, which all of today's readers open; TIFF
 as OME-TIFF.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +20,7 @@ import numpy.typing as npt
 import tifffile
 import zarr
 
+from napari_attunet.atomic import replacing
 from napari_attunet.axes import AXES
 from napari_attunet.errors import DataError
 from napari_attunet.images.names import image_format, image_stem
@@ -193,31 +188,8 @@ def _write(
         image_format(path)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         write(temporary, array, axes, grid, extra | {"name": image_stem(path)})
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside the path; move it there if all went well."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    try:
-        yield temporary
-        old = temporary.with_suffix(".old")
-        if path.is_dir():  # a folder can't be replaced in one step
-            path.replace(old)
-        try:
-            temporary.replace(path)
-        except OSError:
-            if old.exists():
-                old.replace(path)
-            raise
-        if old.exists():
-            shutil.rmtree(old)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        temporary.unlink(missing_ok=True)
 
 
 def _write_png(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from napari_attunet.errors import ModelError
+from napari_attunet.schema import check
 
 __all__ = ["Augmentation", "TrainingSettings"]
 
@@ -46,11 +46,13 @@ class Augmentation:
     invert: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.zoom[0] <= self.zoom[1]:
-            raise ModelError(f"Zoom limits must rise from above 0, got {self.zoom}.")
+        check(
+            0 < self.zoom[0] <= self.zoom[1],
+            f"Zoom limits must rise from above 0, got {self.zoom}.",
+        )
         for name in ("counterstain", "invert"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ModelError(f"{name} is a probability, got {getattr(self, name)}.")
+            value = getattr(self, name)
+            check(0 <= value <= 1, f"{name} is a probability, got {value}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,17 +112,15 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validate_every"):
-            if getattr(self, name) < 1:
-                raise ModelError(
-                    f"{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if not 0 <= self.average < 1:
-            raise ModelError(f"average must lie in [0, 1), got {self.average}.")
-        if not self.crop or min(self.crop) < 1:
-            raise ModelError(f"A crop has at least one pixel, got {self.crop}.")
-        if not 0 < self.learning_rate < math.inf:
-            raise ModelError(
-                f"The learning rate must be above 0, got {self.learning_rate}."
-            )
-        if self.seed < 0:
-            raise ModelError(f"A seed must not be negative, got {self.seed}.")
+            value = getattr(self, name)
+            check(value >= 1, f"{name} must be at least 1, got {value}.")
+        check(0 <= self.average < 1, f"average must lie in [0, 1), got {self.average}.")
+        check(
+            bool(self.crop) and min(self.crop) >= 1,
+            f"A crop has at least one pixel, got {self.crop}.",
+        )
+        check(
+            0 < self.learning_rate < math.inf,
+            f"The learning rate must be above 0, got {self.learning_rate}.",
+        )
+        check(self.seed >= 0, f"A seed must not be negative, got {self.seed}.")

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from napari_attunet import evaluation
+from napari_attunet.atomic import replacing
 from napari_attunet.devices import choose_device, threads
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
@@ -291,10 +292,8 @@ class _State:
             "best": (self.best_step, self.best_merit, self.best_scores),
             "best_weights": self.best_weights,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.new")
-        torch.save(state, temporary)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
 
     def load(self, path: Path, identity: str) -> None:
         """Go on from a checkpoint of the same training."""

@@ -50,15 +50,12 @@ def run(screenshot: Path | None = None) -> None:
         import napari
 
         viewer = napari.Viewer(title="napari-attunet")
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(viewer.close)
             _run(viewer, screenshot)
-        except BaseException:
-            viewer.close()
-            raise
-        if screenshot is None:
-            napari.run()
-        else:
-            viewer.close()
+            if screenshot is None:
+                stack.pop_all()  # from here on the user closes it
+                napari.run()
 
 
 def _run(viewer: napari.Viewer, screenshot: Path | None) -> None:

@@ -1,0 +1,54 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["replacing"]
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
+    """Give a temporary name beside a path; what is there moves to it if all went well.
+
+    A crash leaves the old file or none, never half of one. The name begins with a dot
+    and ends as the path does, which libraries look at.
+
+    Parameters
+    ----------
+    path : Path
+        A file or folder to be; the folder that holds it is made where it is missing.
+    exclusive : bool
+        Fail if there is something at the path when all is written: of two processes
+        that write the same file one then gets a ``FileExistsError``. Files only.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
+    try:
+        yield temporary
+        if exclusive:
+            path.hardlink_to(temporary)
+        else:
+            _move(temporary, path)
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        temporary.unlink(missing_ok=True)
+
+
+def _move(temporary: Path, path: Path) -> None:
+    old = temporary.with_name(f"{temporary.name}.old")
+    if path.is_dir():  # a folder can't be replaced in one step
+        path.replace(old)
+    try:
+        temporary.replace(path)
+    except OSError:
+        if old.exists():
+            old.replace(path)
+        raise
+    if old.exists():
+        shutil.rmtree(old)
