@@ -47,6 +47,9 @@ __all__ = ["SegmentWidget", "segment_active_layer"]
 #: command of napari's own has it.
 SHORTCUT = "Control-Shift-A"
 
+#: Pixels; narrower, the dock's title is cut.
+MINIMUM_WIDTH = 320
+
 PLUGIN, DOCK = "napari-attunet", "Attention U-Net"
 
 
@@ -150,7 +153,7 @@ class SegmentWidget(QWidget):
         layout.addWidget(self.bar)
         layout.addWidget(self.message)
         layout.addStretch(1)
-        self.setMinimumWidth(280)
+        self.setMinimumWidth(MINIMUM_WIDTH)
         self._show_state()
 
     def _connect(self, viewer: napari.viewer.Viewer) -> None:
@@ -253,6 +256,7 @@ class SegmentWidget(QWidget):
             self.model.setCurrentIndex(wanted[0])
 
     def _on_image_changed(self) -> None:
+        self.image.setToolTip(self.image.currentText())  # long names are cut
         self._suggest_model()
         self._guess_axes()
         self._show_state()

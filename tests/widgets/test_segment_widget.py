@@ -133,7 +133,7 @@ def test_an_empty_viewer(viewer, widget, qtbot, told):
     assert widget.source is None
     assert not widget.segment.isEnabled()
     assert not widget.cancel.isEnabled()
-    assert widget.minimumWidth() == 280
+    assert widget.minimumWidth() == 320
     widget.start()
     assert told() == ["Open an image first."]
 
