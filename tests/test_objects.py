@@ -358,3 +358,9 @@ def test_slabs_change_no_distance(monkeypatch, slab):
         objects._edge_distance(seeds.astype(np.int32)), whole, atol=1e-5
     )
     assert whole.max() > 5
+
+
+def test_the_image_border_is_an_edge_of_the_distance_map():
+    distance = objects._edge_distance(np.ones((30, 40), np.int32))
+    assert distance[0].max() < 2
+    assert distance[15, 20] > 12
