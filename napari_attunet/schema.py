@@ -28,6 +28,7 @@ def check(condition: bool, message: str) -> None:
 def check_choices(spec: Any) -> None:
     """Refuse a word that is none of a field's choices."""
     for name, hint in typing.get_type_hints(type(spec)).items():
+        several = typing.get_origin(hint) is tuple
         options = (hint, *typing.get_args(hint))
         choices = [
             c
@@ -36,10 +37,11 @@ def check_choices(spec: Any) -> None:
             for c in typing.get_args(option)
         ]
         value = getattr(spec, name)
-        check(
-            not choices or value is None or value in choices,
-            f"{name} must be one of {choices}, got {value!r}.",
-        )
+        for word in value if several else (value,):
+            check(
+                not choices or word is None or word in choices,
+                f"{name} must be one of {choices}, got {word!r}.",
+            )
 
 
 def to_json(spec: Any) -> str:

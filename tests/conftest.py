@@ -25,6 +25,7 @@ def pytest_unconfigure():
 
 # Set before anything reads them, so that child processes see them too.
 os.environ["NAPARI_ATTUNET_MODELS"] = f"{_HOME}/models"
+os.environ["NAPARI_ATTUNET_TRAINING"] = f"{_HOME}/training"
 os.environ["NAPARI_CONFIG"] = f"{_HOME}/napari.yaml"
 
 # Without any display Qt aborts the whole process; its offscreen platform does not.

@@ -17,6 +17,7 @@ from napari_attunet.images.names import (
 from napari_attunet.images.reading import ImageFile, read_image, read_labels
 from napari_attunet.images.writing import (
     write_attention,
+    write_image,
     write_labels,
     write_probabilities,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "read_image",
     "read_labels",
     "write_attention",
+    "write_image",
     "write_labels",
     "write_probabilities",
 ]

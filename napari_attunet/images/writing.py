@@ -29,7 +29,10 @@ from napari_attunet.images.units import UNITS
 if TYPE_CHECKING:
     from napari_attunet.segmenter import AttentionMap
 
-__all__ = ["write_attention", "write_labels", "write_probabilities"]
+__all__ = ["write_attention", "write_image", "write_labels", "write_probabilities"]
+
+#: Up to here float64 has every whole number.
+LARGEST_WHOLE = 2**53
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,73 @@ def _grid(
     """Return a grid; where no pixel size is known, lengths count in pixels."""
     known = any(axis in "ZYX" for axis in size or ())
     return _Grid(size=size or {}, unit=unit if known else "pixel", origin=origin or {})
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    image: npt.NDArray[Any],
+    *,
+    axes: str,
+    pixel_size: Mapping[str, float] | None = None,
+    unit: str = "pixel",
+    origin: Mapping[str, float] | None = None,
+) -> None:
+    """Write an image as TIFF or OME-Zarr, without loss.
+
+    The axes are stored in the order TCZYX, whichever they had. OME-TIFF knows neither
+    bool, float16 nor integers of 64 bits: those become uint8, float32, and the first of
+    uint32, int32 and float64 that holds all values.
+
+    Parameters
+    ----------
+    path : path
+        Its suffix tells the format; its folder is made where it is missing. What was
+        there is replaced.
+    image : array
+        bool, integers or floating point numbers.
+    axes : str
+        A letter of T, C, Z, Y, X for each axis.
+    pixel_size, unit, origin
+        As of `ImageFile`.
+
+    Raises
+    ------
+    DataError
+        If the format cannot hold the values.
+    """
+    image = np.asarray(image)
+    if image.dtype.kind not in "buif":
+        raise TypeError(f"An image has real numbers, got {image.dtype}.")
+    kind = image_format(path)
+    if kind == "png":
+        raise DataError("PNG doesn't hold every image; choose TIFF or OME-Zarr.")
+    if kind == "tif":
+        image = _for_tiff(image)
+    _write(Path(path), image, axes, _grid(pixel_size, unit, origin), {})
+
+
+def _for_tiff(image: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the same values as a type that OME-TIFF has a name for."""
+    if image.dtype.kind == "b":
+        return image.astype(np.uint8)
+    if image.dtype == np.float16:
+        return image.astype(np.float32)
+    if image.dtype.itemsize > 8:
+        raise DataError(
+            f"TIFF doesn't hold {image.dtype} values; convert the image to float64."
+        )
+    if image.dtype.kind == "f" or image.dtype.itemsize < 8:
+        return image
+    low, high = int(image.min(initial=0)), int(image.max(initial=0))
+    for smaller in (np.uint32, np.int32):
+        if np.iinfo(smaller).min <= low and high <= np.iinfo(smaller).max:
+            return image.astype(smaller)
+    if max(-low, high) > LARGEST_WHOLE:
+        raise DataError(
+            f"TIFF doesn't hold whole numbers from {low} to {high}; choose OME-Zarr, "
+            "or convert the image to float64."
+        )
+    return image.astype(np.float64)
 
 
 def write_labels(

@@ -20,6 +20,7 @@ from napari_attunet.errors import DataError
 from napari_attunet.images import (
     read_image,
     write_attention,
+    write_image,
     write_labels,
     write_probabilities,
     writing,
@@ -238,3 +239,72 @@ def test_replaces_the_whole_or_nothing(
         write_labels(path, np.full((4, 5), 3, np.int32), axes="YX")
     assert [p.name for p in path.parent.iterdir()] == [name]
     np.testing.assert_array_equal(read_image(path).data[...], np.full((4, 5), 2))
+
+
+# ---- images -----------------------------------------------------------------------
+
+
+STORED = {  # element types, and as what TIFF holds them
+    **{d: d for d in ("uint8", "int8", "uint16", "int16", "uint32", "int32")},
+    **{d: d for d in ("float32", "float64")},
+    ">u2": "uint16",
+    ">f4": "float32",
+    "bool": "uint8",
+    "float16": "float32",
+    "int64": "uint32",
+    "uint64": "uint32",
+}
+
+
+@pytest.mark.parametrize("dtype", STORED)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_image_of_any_type_comes_back(tmp_path, rng, grid, dtype, suffix):
+    image = (rng.random((5, 3, 4, 6)) * 100).astype(dtype)
+    image.flat[0] = 0
+    path = tmp_path / f"a{suffix}"
+    write_image(path, image, axes="YXCZ", **grid)
+    file = read_image(path)
+    stored = np.asarray(file.data[...])
+    assert file.axes == "CZYX"
+    assert file.pixel_size == {a: SIZES[a] for a in "ZYX"}
+    assert np.array_equal(stored, image.transpose(2, 3, 0, 1))
+    assert stored.dtype == (STORED[dtype] if suffix == ".tif" else dtype)
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        ([0, 2**32 - 1], "uint32"),
+        ([-1, 2**31 - 1], "int32"),
+        ([-(2**31), 0], "int32"),
+        ([-1, 2**31], "float64"),
+        ([2**53, -(2**53)], "float64"),
+    ],
+)
+def test_tiff_holds_whole_numbers_in_the_first_type_that_fits(tmp_path, values, stored):
+    image = np.array([values], np.int64)
+    write_image(tmp_path / "a.tif", image, axes="YX")
+    data = np.asarray(read_image(tmp_path / "a.tif").data)
+    assert data.dtype == stored
+    assert np.array_equal(data.astype(np.int64), image)
+
+
+@pytest.mark.parametrize(
+    ("image", "name", "message"),
+    [
+        (np.array([[0, 2**53 + 1]]), "a.tif", "9007199254740993"),
+        (np.zeros((2, 2), np.longdouble), "a.tif", "float64"),
+        (np.zeros((2, 2), np.uint8), "a.png", "PNG"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_not_written(tmp_path, image, name, message):
+    if image.dtype.itemsize == 8 and image.dtype.kind == "f":
+        pytest.skip("long doubles are doubles here")
+    with pytest.raises(DataError, match=message):
+        write_image(tmp_path / name, image, axes="YX")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_complex_images_are_a_slip(tmp_path):
+    with pytest.raises(TypeError, match="complex"):
+        write_image(tmp_path / "a.tif", np.zeros((2, 2), complex), axes="YX")

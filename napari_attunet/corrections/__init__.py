@@ -1,0 +1,42 @@
+"""What the user corrected: what of it is true, where, and the set it is kept in.
+
+A `Correction` is one image with its labels; `truth` says which pixels of it teach what,
+and how much. A `TrainingSet` is a folder of such samples, each a snapshot, with a part
+held out for validation that never changes.
+"""
+
+from napari_attunet.corrections.correction import Correction, Count
+from napari_attunet.corrections.folder import TrainingSet, default_folder
+from napari_attunet.corrections.sample import Sample
+from napari_attunet.corrections.split import GUARD
+from napari_attunet.corrections.truth import (
+    BACKGROUND_BRUSH,
+    CHANGED_WEIGHT,
+    RING,
+    SURROUNDINGS,
+    Extent,
+    Output,
+    Truth,
+    background_brush,
+    kind_of,
+    truth,
+)
+
+__all__ = [
+    "BACKGROUND_BRUSH",
+    "CHANGED_WEIGHT",
+    "GUARD",
+    "RING",
+    "SURROUNDINGS",
+    "Correction",
+    "Count",
+    "Extent",
+    "Output",
+    "Sample",
+    "TrainingSet",
+    "Truth",
+    "background_brush",
+    "default_folder",
+    "kind_of",
+    "truth",
+]

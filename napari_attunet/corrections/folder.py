@@ -1,0 +1,315 @@
+"""The training set: a folder of samples, each of them a snapshot.
+
+A sample is written beside its place and moved there whole. Names that begin with a dot
+are work in progress, or what a crash left of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import unicodedata
+import uuid
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import platformdirs
+
+from napari_attunet.atomic import replacing
+from napari_attunet.corrections.correction import Correction
+from napari_attunet.corrections.sample import (
+    Sample,
+    array_file,
+    read_arrays,
+    read_description,
+    write_description,
+)
+from napari_attunet.corrections.split import (
+    Split,
+    block_shape,
+    frame_axes,
+    hash_image,
+    in_axes,
+    split_image,
+)
+from napari_attunet.errors import DataError
+from napari_attunet.images import write_image
+
+__all__ = ["TrainingSet", "default_folder"]
+
+#: Overrides where the training set is kept.
+FOLDER_VARIABLE = "NAPARI_ATTUNET_TRAINING"
+#: Longest part of a sample's name in that of its folder.
+SLUG = 40
+#: A sample may be replaced while it is read; more often than this it isn't.
+ATTEMPTS = 5
+
+
+def default_folder() -> Path:
+    """Return ``$NAPARI_ATTUNET_TRAINING`` or a place in the user's data directory."""
+    if chosen := os.environ.get(FOLDER_VARIABLE):
+        return Path(chosen)
+    data = platformdirs.user_data_path("napari-attunet", appauthor=False)
+    return data / "training" / "default"
+
+
+class TrainingSet:
+    """A folder of samples.
+
+    Several processes may use it at a time: samples appear and go as a whole.
+
+    Parameters
+    ----------
+    folder : path, optional
+        By default `default_folder`. It need not exist.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = Path(folder or default_folder())
+
+    # ---- reading -----------------------------------------------------------------
+
+    def samples(self) -> tuple[Sample, ...]:
+        """Return the samples, oldest first; skips damaged ones. Reads no pixels."""
+        found = [s for _, s in self._folders() if isinstance(s, Sample)]
+        found.sort(key=lambda s: (s.created, s.id))
+        first: dict[str, Sample] = {}
+        for sample in found:
+            first.setdefault(sample.image_sha256, sample)
+        return tuple(_split_as(s, first[s.image_sha256]) for s in found)
+
+    def damaged(self) -> dict[Path, str]:
+        """Return the folders that are no whole samples, and why not."""
+        return {
+            path: wrong for path, wrong in self._folders() if isinstance(wrong, str)
+        }
+
+    def read(self, sample: Sample) -> Correction:
+        """Read a sample's arrays, just as they were given.
+
+        Raises
+        ------
+        DataError
+            If it is gone or damaged.
+        """
+        for _ in range(ATTEMPTS):
+            present = read_description(sample.folder)
+            correction = read_arrays(present)
+            if read_description(sample.folder).updated == present.updated:
+                return correction
+        raise DataError(f"{sample.folder} changes while it is read. Try again.")
+
+    # ---- writing -----------------------------------------------------------------
+
+    def add(self, correction: Correction) -> Sample:
+        """Keep a snapshot of a correction.
+
+        Raises
+        ------
+        DataError
+            If there is nothing to learn from it, or the folder cannot be written.
+        """
+        identifier = f"{_slug(correction.name)}-{uuid.uuid4().hex[:8]}"
+        return self._store(correction, identifier, None)
+
+    def update(self, sample: Sample, correction: Correction) -> Sample:
+        """Replace what a sample holds; of the same image the same stays held out.
+
+        Raises
+        ------
+        DataError
+            As `add`, or if the sample is gone.
+        """
+        present = read_description(sample.folder)
+        return self._store(correction, present.id, present)
+
+    def set_used(self, sample: Sample, used: bool) -> Sample:
+        """Say whether a sample is trained on.
+
+        Raises
+        ------
+        DataError
+            If the sample is gone or damaged, or cannot be written.
+        """
+        changed = dataclasses.replace(read_description(sample.folder), used=used)
+        with _writing(sample.folder):
+            write_description(changed, changed.folder)
+        return changed
+
+    def remove(self, sample: Sample) -> None:
+        """Delete a sample; that it is gone already is fine.
+
+        Raises
+        ------
+        DataError
+            If it cannot be deleted.
+        """
+        gone = self.folder / f".{uuid.uuid4().hex[:8]}.{sample.id}.gone"
+        with _writing(sample.folder):
+            for old in self._left_over(sample.id):
+                shutil.rmtree(old)
+            with contextlib.suppress(FileNotFoundError):
+                sample.folder.replace(gone)  # at once, so that no half of it is seen
+                shutil.rmtree(gone)
+
+    # ---- steps -------------------------------------------------------------------
+
+    def _folders(self) -> Iterator[tuple[Path, Sample | str]]:
+        """Yield every folder with its sample, or what is wrong with it."""
+        self._restore()
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+            if path.name.startswith(".") or not path.is_dir():
+                continue
+            try:
+                yield path, read_description(path)
+            except DataError as error:
+                if path.is_dir():  # not just removed by another process
+                    yield path, str(error)
+
+    def _restore(self) -> None:
+        """Put a sample back that a crash in the middle of an update left aside."""
+        for old in self._left_over("*"):
+            path = self.folder / old.name.split(".", 2)[2].removesuffix(".old")
+            if not path.exists():
+                # It may be that its update is still going on: that one then fails, or
+                # has won already.
+                with contextlib.suppress(OSError):
+                    old.replace(path)
+
+    def _left_over(self, identifier: str) -> list[Path]:
+        """Return old versions of samples that were not cleared away."""
+        return list(self.folder.glob(f".????????.{identifier}.old"))
+
+    def _store(
+        self, correction: Correction, identifier: str, present: Sample | None
+    ) -> Sample:
+        """Write a snapshot; the folder appears, or takes the old one's place, whole."""
+        correction = _labels_kept(correction)
+        found = correction.truth()
+        correction.check(found)
+        count = correction.count(found)
+        view = correction.view()
+        # Only now, since reading a lazy image may take long.
+        image = np.array(correction.image[(slice(None),) * len(view.axes)])
+        arrays = {"image": image, "labels": correction.labels}
+        if correction.regions is not None:
+            arrays["regions"] = correction.regions
+        if correction.prediction is not None:
+            arrays["prediction"] = correction.prediction
+        image_sha256 = hash_image(image, view.axes)
+        if present and present.image_sha256 == image_sha256:
+            split = _split_for(view.label_axes, present)
+        else:
+            others = [s for s in self.samples() if s.id != identifier]
+            split = _choose(image_sha256, found.weight > 0, correction, others)
+        now = datetime.now(UTC).isoformat(timespec="microseconds")
+        folder = self.folder / identifier
+        with _writing(folder), replacing(folder) as temporary:
+            temporary.mkdir()
+            for name, array in arrays.items():
+                axes = view.axes if name == "image" else view.label_axes
+                write_image(temporary / array_file(name), array, axes=axes)
+            sample = Sample(
+                folder=folder,
+                id=identifier,
+                name=correction.name,
+                axes=view.axes,
+                ndim=correction.ndim,
+                output=correction.output,
+                extent=correction.extent,
+                background=correction.background,
+                model=correction.model,
+                source=correction.source,
+                created=present.created if present else now,
+                updated=now,
+                shape=view.label_shape,
+                image_shape=image.shape,
+                image_sha256=image_sha256,
+                dtypes={name: array.dtype.str for name, array in arrays.items()},
+                sizes={n: (temporary / array_file(n)).stat().st_size for n in arrays},
+                count={
+                    "known": count.known,
+                    "total": count.total,
+                    "objects": count.objects,
+                    "changed": count.changed,
+                },
+                pixels={str(value): n for value, n in count.pixels.items()},
+                used=present.used if present else True,
+                **dataclasses.asdict(split),
+            )
+            write_description(sample, temporary)
+        return sample
+
+
+# ---- steps of adding -------------------------------------------------------------
+
+
+def _labels_kept(correction: Correction) -> Correction:
+    """Copy what may be painted on, and take of the source what JSON can say."""
+
+    def copied(array: Any) -> Any:
+        return None if array is None else np.array(array)
+
+    regions = correction.regions
+    return dataclasses.replace(
+        correction,
+        labels=copied(correction.labels),
+        prediction=copied(correction.prediction),
+        regions=None if regions is None else np.array(regions, bool),
+        background=correction.background and int(correction.background),
+        source=json.loads(json.dumps(correction.source)),
+    )
+
+
+def _choose(
+    image_sha256: str,
+    known: npt.NDArray[np.bool_],
+    correction: Correction,
+    others: Sequence[Sample],
+) -> Split:
+    """Return what is held out of an image: as before, or as its content decides."""
+    axes = correction.view().label_axes
+    for sample in others:
+        if sample.image_sha256 == image_sha256:
+            return _split_for(axes, sample)
+    block = block_shape(known.shape, frame_axes(axes, correction.ndim))
+    images = len({s.image_sha256 for s in others})
+    return split_image(image_sha256, known, block, images=images)
+
+
+def _split_for(axes: str, sample: Sample) -> Split:
+    """Return what is held out of a sample, for labels of the same image."""
+    split = Split(sample.validation, sample.block, sample.held)
+    return in_axes(split, sample.label_axes, axes)
+
+
+def _split_as(sample: Sample, first: Sample) -> Sample:
+    """Let the first sample of an image decide, if two came at the same time."""
+    split = _split_for(sample.label_axes, first)
+    return dataclasses.replace(sample, **dataclasses.asdict(split))
+
+
+def _slug(name: str) -> str:
+    """Return a name that every file system takes."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    slug = re.sub("[^a-z0-9]+", "-", plain.lower())[:SLUG].strip("-")
+    return slug or "image"
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written: {error.strerror or error}. Choose another "
+            "folder for the training set, or make room and see to its permissions."
+        ) from error

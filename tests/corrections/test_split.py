@@ -1,0 +1,151 @@
+"""What is held out depends on the content; neither it nor its rim is trained on."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from napari_attunet.corrections import GUARD
+from napari_attunet.corrections.split import (
+    FEW_CELLS,
+    FEW_IMAGES,
+    Split,
+    block_shape,
+    frame_axes,
+    guarded,
+    hash_image,
+    in_axes,
+    split_image,
+    split_mask,
+)
+
+
+def digest(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+# ---- the hash ---------------------------------------------------------------------
+
+
+def test_the_same_pixels_are_the_same_image_in_every_order_of_axes(rng):
+    image = rng.integers(0, 255, (3, 20, 30), dtype=np.uint16)
+    plain = hash_image(image, "CYX")
+    assert hash_image(image.transpose(1, 2, 0), "YXC") == plain
+    assert hash_image(image[:, np.newaxis], "CZYX") == plain
+    assert hash_image(image.astype(">u2"), "CYX") == plain
+    assert hash_image(np.asfortranarray(image), "CYX") == plain
+
+
+def test_other_pixels_are_another_image(rng):
+    image = rng.integers(0, 255, (3, 20, 30), dtype=np.uint16)
+    other = image.copy()
+    other[2, 19, 29] += 1
+    hashes = [
+        hash_image(image, "CYX"),
+        hash_image(other, "CYX"),
+        hash_image(image, "ZYX"),
+        hash_image(image.reshape(3, 30, 20), "CYX"),
+        hash_image(image.view(np.int16), "CYX"),
+    ]
+    assert len(set(hashes)) == len(hashes)
+
+
+# ---- the decision -----------------------------------------------------------------
+
+
+def test_where_there_are_many_images_a_fifth_of_them_is_held_out():
+    known = np.ones((100, 100), bool)
+    splits = [
+        split_image(digest(i), known, (50, 50), images=FEW_IMAGES) for i in range(500)
+    ]
+    kinds = [s.validation for s in splits]
+    assert set(kinds) == {"none", "all"}
+    assert 70 <= kinds.count("all") <= 130
+    assert not any(s.held for s in splits)
+
+
+def test_where_there_are_few_blocks_that_hold_something_are_held_out():
+    known = np.zeros((400, 400), bool)
+    known[:100, 150:160] = True
+    known[:, 310] = True
+    known[390, 5] = True
+    split = split_image(digest(1), known, (100, 100), images=FEW_IMAGES - 1)
+    assert split.validation == "blocks"
+    assert len(split.held) == 1  # of six
+    assert split.held[0] in {(0, 1), (0, 3), (1, 3), (2, 3), (3, 3), (3, 0)}
+    chosen = {
+        split_image(digest(i), known, (100, 100), images=0).held for i in range(100)
+    }
+    assert len(chosen) == 6
+
+
+@pytest.mark.parametrize("cells", [0, 1, FEW_CELLS - 1])
+def test_with_too_few_blocks_nothing_is_held_out(cells):
+    known = np.zeros((10, 100), bool)
+    known[5, : cells * 10] = True
+    assert split_image(digest(1), known, (10, 10), images=0) == Split()
+
+
+def test_frames_are_cut_one_by_one():
+    known = np.ones((6, 100, 90), bool)
+    split = split_image(digest(1), known, block_shape(known.shape, [1, 2]), images=0)
+    assert split.block == (1, 100, 90)
+    ((frame, *rest),) = split.held
+    assert rest == [0, 0]
+    mask = split_mask(split, known.shape)
+    assert mask[frame].all()
+    assert mask.sum() == 9000
+
+
+@given(n=st.integers(1, 5000))
+def test_blocks_are_about_as_long_as_wanted(n):
+    (block,) = block_shape([n], [0])
+    if n < 192:
+        assert block == n
+    else:
+        assert 96 <= block <= 160
+    assert block_shape([n], []) == (1,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    axes=st.sampled_from(["YX", "XY", "TYX", "YXT", "ZYX"]),
+    ndim=st.sampled_from([2, 3]),
+    size=st.integers(60, 300),
+    seed=st.integers(0, 1000),
+)
+def test_training_keeps_its_distance_within_a_frame(axes, ndim, size, seed):
+    ndim = ndim if "Z" in axes else 2
+    shape = [3 if a in "TZ" else size for a in axes]
+    spatial = frame_axes(axes, ndim)
+    block = block_shape(shape, spatial)
+    rng = np.random.default_rng(seed)
+    known = rng.random(shape) < 0.5
+    split = split_image(digest(seed), known, tuple(min(b, 40) for b in block), images=0)
+    held = split_mask(split, shape)
+    near = guarded(held, spatial)
+    assert (held <= near).all()
+    structure = np.zeros((3,) * len(axes), bool)
+    structure[tuple(slice(None) if i in spatial else 1 for i in range(len(axes)))] = 1
+    grown = ndimage.binary_dilation(held, structure, iterations=GUARD)
+    assert np.array_equal(near, grown)
+
+
+def test_a_split_follows_its_image_into_another_order_of_axes(rng):
+    known = rng.random((3, 300, 260)) < 0.5
+    split = split_image(digest(1), known, (1, 100, 130), images=0)
+    mask = split_mask(split, known.shape)
+    moved = in_axes(split, "TYX", "XTY")
+    assert np.array_equal(split_mask(moved, (260, 3, 300)), mask.transpose(2, 0, 1))
+    flat = split_image(digest(1), known[0], (100, 130), images=0)
+    deep = in_axes(flat, "YX", "ZYX")
+    assert np.array_equal(
+        split_mask(deep, (1, 300, 260))[0], split_mask(flat, (300, 260))
+    )
+    assert in_axes(deep, "ZYX", "YX") == flat
+    assert in_axes(Split("all"), "YX", "XY") == Split("all")
