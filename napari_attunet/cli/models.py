@@ -47,6 +47,26 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
     exporting.add_argument("--overwrite", action="store_true")
     exporting.set_defaults(run=export)
 
+    using = actions.add_parser(
+        "use", parents=[common], help="take a version wherever the name alone is given"
+    )
+    using.add_argument("model", help="name@version, an earlier one to roll back")
+    using.set_defaults(run=use)
+
+    duplicating = actions.add_parser(
+        "duplicate", parents=[common], help="copy one under another name"
+    )
+    duplicating.add_argument("model", help="name or name@version")
+    duplicating.add_argument("name", help="of the copy")
+    duplicating.set_defaults(run=duplicate)
+
+    renaming = actions.add_parser(
+        "rename", parents=[common], help="give all versions of one another name"
+    )
+    renaming.add_argument("model", help="name")
+    renaming.add_argument("name", help="the new one")
+    renaming.set_defaults(run=rename)
+
     removing = actions.add_parser("remove", parents=[common], help="delete one")
     removing.add_argument("model", help="name@version")
     removing.set_defaults(run=remove)
@@ -60,13 +80,15 @@ def list_models(args: argparse.Namespace) -> bool:
     rows = [
         (
             e.spec.key,
+            "current" if e.current else "",
             _kind(e.spec),
             "bundled" if e.bundled else "yours",
+            e.spec.parent or "",
             e.spec.description,
         )
         for e in library.entries()
     ]
-    print(table(("model", "kind", "from", "description"), rows))
+    print(table(("model", "use", "kind", "from", "parent", "description"), rows))
     damaged = library.damaged()
     for path, reason in damaged.items():
         report(reason, subject=path)
@@ -124,6 +146,31 @@ def export(args: argparse.Namespace) -> bool:
         raise ModelError(f"{args.file} is there already; --overwrite replaces it.")
     _copy(entry.path, args.file)
     print(args.file)
+    return True
+
+
+def use(args: argparse.Namespace) -> bool:
+    """Make a version the current one of its name."""
+    from napari_attunet.library import Library
+
+    print(Library().make_current(args.model).spec.key)
+    return True
+
+
+def duplicate(args: argparse.Namespace) -> bool:
+    """Copy a model under another name."""
+    from napari_attunet.library import Library
+
+    print(Library().duplicate(args.model, args.name).spec.key)
+    return True
+
+
+def rename(args: argparse.Namespace) -> bool:
+    """Give the user's versions of a model another name, and print their keys."""
+    from napari_attunet.library import Library
+
+    for entry in Library().rename(args.model, args.name):
+        print(entry.spec.key)
     return True
 
 

@@ -26,6 +26,7 @@ from qtpy.QtWidgets import (
 from napari_attunet.errors import AttUnetError
 from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress, Steps
+from napari_attunet.widgets.boxes import ImageBox, ModelBox
 from napari_attunet.widgets.jobs import Job, TimeLeft
 from napari_attunet.widgets.layers import axes_of, is_result
 from napari_attunet.widgets.options import Options, let_shrink, make_form
@@ -95,26 +96,23 @@ class SegmentWidget(QWidget):
         viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
         self._library = library or Library()
-        self._entries: tuple[Entry, ...] = ()
-        self._images: list[Image] = []
-        self._model_was_chosen = False
         self._source: Image | None = None  # of the run under way
         self._watch: EditWatch | None = None
         self._delivery: Iterator[Layer] | None = None
         self._job: Job | None = None
         self._device_job: Job | None = None
         self._time_left = TimeLeft()
-        self._build()
+        self._build(viewer)
         self._connect(viewer)
-        self.refresh_models()
-        self.reset_choices()
+        self._on_image_chosen()
+        self._on_model_chosen()
         self._ask_device()
 
     # --- building -------------------------------------------------------------------
 
-    def _build(self) -> None:
-        self.image = QComboBox()
-        self.model = QComboBox()
+    def _build(self, viewer: napari.viewer.Viewer) -> None:
+        self.image = ImageBox(viewer)
+        self.model = ModelBox(self._library)
         self.refresh = QToolButton()
         self.refresh.setText("⟳")
         self.refresh.setToolTip("Look for models again")
@@ -132,8 +130,7 @@ class SegmentWidget(QWidget):
         self.cancel.setMinimumHeight(36)
         self.bar = QProgressBar()
         self.message = _wrapped_label("")
-        for box in (self.image, self.model, self.device):
-            let_shrink(box)
+        let_shrink(self.device)
 
         models = QHBoxLayout()
         models.addWidget(self.model, 1)
@@ -157,9 +154,8 @@ class SegmentWidget(QWidget):
         self._show_state()
 
     def _connect(self, viewer: napari.viewer.Viewer) -> None:
-        self.image.currentIndexChanged.connect(self._on_image_changed)
-        self.model.currentIndexChanged.connect(self._on_model_changed)
-        self.model.activated.connect(self._on_model_chosen)
+        self.image.chosen.connect(self._on_image_chosen)
+        self.model.chosen.connect(self._on_model_chosen)
         self.refresh.clicked.connect(self.refresh_models)
         self.device.currentIndexChanged.connect(self._ask_device)
         self.segment.clicked.connect(self.start)
@@ -172,100 +168,38 @@ class SegmentWidget(QWidget):
     @property
     def source(self) -> Image | None:
         """The chosen image."""
-        index = self.image.currentIndex()
-        return self._images[index] if 0 <= index < len(self._images) else None
+        return self.image.source
 
     def select(self, layer: Image) -> None:
         """Choose an image."""
-        if layer in self._images:
-            self.image.setCurrentIndex(self._images.index(layer))
+        self.image.select(layer)
 
     def reset_choices(self, event: Any = None) -> None:
         """List the images anew; napari calls this when its layers change."""
-        viewer = self._viewer_ref()
-        if viewer is None:
-            return
-        chosen = self.source
-        self._images = [
-            layer
-            for layer in viewer.layers
-            if isinstance(layer, Image) and not is_result(layer)
-        ]
-        with QSignalBlocker(self.image):
-            self.image.clear()
-            self.image.addItems([layer.name for layer in self._images])
-            self.image.setPlaceholderText("Open an image first")
-            at = self._images.index(chosen) if chosen in self._images else 0
-            self.image.setCurrentIndex(at if self._images else -1)
-        if self.source is not chosen or chosen is None:
-            self._on_image_changed()
-
-    def refresh_models(self) -> None:
-        """Look for models again."""
-        chosen = self.entry
-        self._entries = self._library.entries()
-        keys = [entry.spec.key for entry in self._entries]
-        with QSignalBlocker(self.model):
-            self.model.clear()
-            for entry in self._entries:
-                spec = entry.spec
-                alone = sum(e.spec.name == spec.name for e in self._entries) == 1
-                self.model.addItem(spec.name if alone else spec.key)
-                self.model.setItemData(
-                    self.model.count() - 1,
-                    spec.description,
-                    Qt.ItemDataRole.ToolTipRole,
-                )
-            self.model.setPlaceholderText("No models found")
-            kept = chosen.spec.key if chosen else ""
-            at = keys.index(kept) if kept in keys else 0
-            self.model.setCurrentIndex(at if keys else -1)
-        self._suggest_model()
-        self._on_model_changed()
+        self.image.refresh()
 
     @property
     def entry(self) -> Entry | None:
         """The chosen model."""
-        index = self.model.currentIndex()
-        return self._entries[index] if 0 <= index < len(self._entries) else None
+        return self.model.entry
 
     def choose_model(self, name: str) -> bool:
         """Choose a model by name or key; return whether there is one."""
-        for index in reversed(range(len(self._entries))):  # newest version first
-            if name in (self._entries[index].spec.name, self._entries[index].spec.key):
-                self.model.setCurrentIndex(index)
-                self._on_model_chosen()
-                return True
-        return False
+        return self.model.choose(name)
 
-    def _on_model_chosen(self) -> None:
-        self._model_was_chosen = True
+    def refresh_models(self) -> None:
+        """Look for models again."""
+        self.model.refresh()
 
-    def _suggest_model(self) -> None:
-        """Take a colour model for colours, unless the user has chosen one."""
-        source = self.source
-        if source is None or self._model_was_chosen:
-            return
-        wanted = [
-            i
-            for i, entry in enumerate(self._entries)
-            if (entry.spec.network.in_channels == 3) == source.rgb
-            and entry.spec.network.ndim == 2
-        ]
-        if wanted:
-            self.model.setCurrentIndex(wanted[0])
-
-    def _on_image_changed(self) -> None:
-        self.image.setToolTip(self.image.currentText())  # long names are cut
-        self._suggest_model()
+    def _on_image_chosen(self) -> None:
+        if self.source is not None:
+            self.model.suggest(rgb=self.source.rgb)
         self._guess_axes()
         self._show_state()
 
-    def _on_model_changed(self) -> None:
-        entry = self.entry
-        if entry is not None:
-            self.model.setToolTip(entry.spec.description)
-            self.options.follow(entry.spec)
+    def _on_model_chosen(self) -> None:
+        if self.entry is not None:
+            self.options.follow(self.entry.spec)
         self._guess_axes()
         self._show_state()
 
@@ -425,7 +359,7 @@ class SegmentWidget(QWidget):
         if viewer is not None:
             viewer.layers.events.removed.disconnect(self._on_layer_removed)
         self._delivery = None
-        self._images = []
+        self.image.let_go()
 
 
 def _describe_device(wanted: str) -> Steps[tuple[tuple[str, ...], str]]:

@@ -201,12 +201,53 @@ def test_colours_get_a_colour_model_unless_the_user_chose(viewer, widget):
     assert widget.entry.spec.name == "regions"
 
 
-def test_a_new_version_becomes_choosable(viewer, widget, tmp_path):
+def listed(widget) -> list[str]:
+    return [widget.model.itemText(i) for i in range(widget.model.count())]
+
+
+def test_a_new_version_appears_and_is_used_by_itself(viewer, widget, tmp_path, qtbot):
     widget.choose_model("grey")
+    widget.options.min_size.setValue(99)
     save(tmp_path, "grey", version=2)
+    qtbot.waitUntil(lambda: widget.entry.spec.version == 2, timeout=TIMEOUT)
+    assert listed(widget)[1:3] == ["grey", "grey@1"]
+    assert widget.model.currentText() == "grey"
+    save(tmp_path, "other")
+    widget.options.min_size.setValue(99)
+    qtbot.waitUntil(lambda: "other" in listed(widget), timeout=TIMEOUT)
+    assert widget.options.min_size.value() == 99  # that was nobody's business here
+
+
+def test_going_back_and_forth_between_versions(viewer, widget, tmp_path, qtbot):
+    library = Library(tmp_path)
+    save(tmp_path, "grey", version=2)
+    save(tmp_path, "grey", version=3)
     widget.refresh_models()
-    assert widget.entry.spec.key == "grey@1"
-    assert widget.model.findText("grey@2") >= 0
+    widget.choose_model("grey")
+    library.make_current("grey@1")
+    qtbot.waitUntil(lambda: widget.entry.spec.version == 1, timeout=TIMEOUT)
+    assert listed(widget)[1:4] == ["grey", "grey@3", "grey@2"]
+    widget.choose_model("grey@2")
+    library.make_current("grey@3")
+    qtbot.waitUntil(lambda: "grey@1" in listed(widget), timeout=TIMEOUT)
+    assert widget.entry.spec.key == "grey@2"  # a version that was asked for stays
+    library.remove("grey@2")
+    qtbot.waitUntil(lambda: widget.model.count() == 5, timeout=TIMEOUT)
+    assert widget.entry.spec.key == "grey@3"
+
+
+def test_a_library_that_is_made_later_is_noticed(viewer, tmp_path, monkeypatch, qtbot):
+    monkeypatch.setattr("napari_attunet.library.bundled_models", lambda: tmp_path)
+    widget = SegmentWidget(viewer, Library(tmp_path / "deep" / "er"))
+    viewer.window.add_dock_widget(widget)
+    assert widget.entry is None
+    (tmp_path / "deep").mkdir()
+    qtbot.wait(300)
+    (tmp_path / "deep" / "er").mkdir()
+    save(tmp_path / "deep" / "er", "new")
+    qtbot.waitUntil(lambda: listed(widget) == ["new"], timeout=TIMEOUT)
+    save(tmp_path / "deep" / "er", "newer")
+    qtbot.waitUntil(lambda: listed(widget) == ["new", "newer"], timeout=TIMEOUT)
 
 
 def test_options_follow_the_model(viewer, widget):
