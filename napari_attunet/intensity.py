@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CHANNEL_CHOICES",
     "PLAIN_CHANNELS",
+    "STAINS",
     "ChannelChoice",
     "ChannelMixer",
     "Scaling",
@@ -37,6 +38,9 @@ CHANNEL_CHOICES: tuple[str, ...] = (
     "inverted luminance",
     "haematoxylin",
 )
+
+#: Channels of a model that takes colour apart into stains, the nuclei's first.
+STAINS = ("haematoxylin", "eosin", "DAB")
 
 #: How a mixer that changes nothing describes itself.
 PLAIN_CHANNELS = "channels as they are"
@@ -95,7 +99,8 @@ def choose_channels(
     """Decide how an image's channels enter a network.
 
     ``"auto"`` passes equal numbers of channels through, drops the alpha of RGBA,
-    repeats grey for a red, green and blue model, and makes one channel from colour:
+    repeats grey for a red, green and blue model, takes colour apart into stains for a
+    model of `STAINS`, and makes one channel from colour:
     haematoxylin of stained tissue on a bright ground (by colour deconvolution, Ruifrok
     & Johnston 2001, "Quantification of histochemical staining by color deconvolution",
     https://pubmed.ncbi.nlm.nih.gov/11531144), inverted luminance of a grey picture on
@@ -140,6 +145,8 @@ def choose_channels(
                 f"({', '.join(spec_channels)}). Choose 'auto', or {wanted} channels."
             )
         return _named(choice, n_channels, has_channels, full)
+    if colour and n_channels in (3, 4) and tuple(spec_channels) == STAINS:
+        return Stains(full, wanted)
     if n_channels == wanted:
         return Picked(tuple(range(wanted)), PLAIN_CHANNELS)
     if n_channels == 1 and _is_rgb(spec_channels):
@@ -191,11 +198,16 @@ class Luminance:
 
 
 @dataclass(frozen=True, slots=True)
-class Haematoxylin:
-    """The stain of nuclei from red, green and blue whose white is `full`."""
+class Stains:
+    """The first stains of `STAINS` from red, green and blue whose white is `full`."""
 
     full: float
-    description: str = "haematoxylin (colour deconvolution)"
+    count: int = 1
+
+    @property
+    def description(self) -> str:
+        """See `ChannelMixer`."""
+        return f"{', '.join(STAINS[: self.count])} (colour deconvolution)"
 
     def __call__(self, pixels: NDArray[Any], /) -> NDArray[Any]:
         """Separate the stains; see `ChannelMixer`."""
@@ -203,8 +215,9 @@ class Haematoxylin:
         values = np.clip(values / values.dtype.type(self.full), 0, 1).astype(np.float32)
         # rgb2hed takes pictures with at least one pixel.
         flat = np.moveaxis(values, 0, -1).reshape(1, -1, 3)
-        stain = rgb2hed(flat)[..., 0] if flat.size else flat[..., 0]
-        return np.asarray(stain, dtype=np.float32).reshape(1, *values.shape[1:])
+        stains = (rgb2hed(flat) if flat.size else flat)[0, :, : self.count].T
+        shape = (self.count, *values.shape[1:])
+        return np.ascontiguousarray(stains, dtype=np.float32).reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +369,7 @@ def _named(
     makers: dict[str, ChannelMixer] = {
         "luminance": Luminance(),
         "inverted luminance": Luminance(inverted_from=full),
-        "haematoxylin": Haematoxylin(full),
+        "haematoxylin": Stains(full),
     }
     return makers[choice]
 

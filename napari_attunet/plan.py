@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from napari_attunet.axes import ImageView
 from napari_attunet.canvas import ClassLabeller, Labeller, ObjectLabeller
 from napari_attunet.errors import DataError
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 
-__all__ = ["choose_labeller", "default_halo", "default_tile", "gate_grids", "per_axis"]
+__all__ = [
+    "Window",
+    "choose_labeller",
+    "default_halo",
+    "default_tile",
+    "gate_grids",
+    "per_axis",
+]
 
 #: What a tile's activations may take. Above it larger tiles hardly save work any
 #: more, and below it the halo costs more than the image.
@@ -144,3 +154,70 @@ def per_axis(
             f"got {value}."
         )
     return values
+
+
+class Window(ImageView):
+    """A part of an image, on which statistics are those of the whole.
+
+    Parameters
+    ----------
+    whole : ImageView
+    region : sequence of slice
+        For each of `whole.label_axes`, within the image.
+
+    Raises
+    ------
+    DataError
+        If the region doesn't lie in the image.
+    """
+
+    def __init__(self, whole: ImageView, region: Sequence[slice]) -> None:
+        if len(region) != len(whole.label_shape):
+            raise DataError(
+                f"A region needs a part of each of the axes {whole.label_axes}, got "
+                f"{len(region)}."
+            )
+        parts = {}
+        for axis, part, size in zip(
+            whole.label_axes, region, whole.label_shape, strict=True
+        ):
+            start = 0 if part.start is None else part.start
+            stop = size if part.stop is None else part.stop
+            if not 0 <= start < stop <= size or part.step not in (None, 1):
+                raise DataError(
+                    f"The region {part} doesn't lie within the {size} pixels of axis "
+                    f"{axis}: choose a part of the image."
+                )
+            parts[axis] = (start, stop - start)
+        vars(self).update(vars(whole))
+        self._whole = whole
+        self._first = tuple(parts[a][0] for a in whole.leading_axes)
+        self._origin = tuple(parts[a][0] for a in whole.spatial_axes)
+        self.label_shape = tuple(parts[a][1] for a in whole.label_axes)
+        self.leading_shape = tuple(parts[a][1] for a in whole.leading_axes)
+        self.spatial_shape = tuple(parts[a][1] for a in whole.spatial_axes)
+
+    def read(self, frame: Sequence[int], region: Sequence[slice]) -> npt.NDArray[Any]:
+        """Read as `ImageView.read`; the region counts from the window's corner."""
+        moved = [
+            slice((r.start or 0) + o, (n if r.stop is None else r.stop) + o)
+            for r, o, n in zip(region, self._origin, self.spatial_shape, strict=True)
+        ]
+        return self._whole.read(self._frame(frame), moved)
+
+    def read_reflected(
+        self, frame: Sequence[int], start: Sequence[int], stop: Sequence[int]
+    ) -> npt.NDArray[Any]:
+        """Read as `ImageView.read_reflected`; mirrored where the whole image ends."""
+        moved = [
+            [p + o for p, o in zip(points, self._origin, strict=True)]
+            for points in (start, stop)
+        ]
+        return self._whole.read_reflected(self._frame(frame), *moved)
+
+    def sample(self, max_pixels: int = 4_000_000, seed: int = 0) -> npt.NDArray[Any]:
+        """Take pixels from all over the whole image."""
+        return self._whole.sample(max_pixels, seed)
+
+    def _frame(self, frame: Sequence[int]) -> tuple[int, ...]:
+        return tuple(i + f for i, f in zip(frame, self._first, strict=True))

@@ -10,9 +10,16 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Progress", "Steps", "drain"]
+__all__ = ["Enough", "Progress", "Steps", "drain"]
 
 R = TypeVar("R")
+
+
+class Enough(Exception):
+    """Thrown into steps that can end early: keep what there is, and return it.
+
+    ``steps.throw(Enough())`` gives the next `Progress`, or ends with the result.
+    """
 
 
 @dataclass(frozen=True, slots=True)

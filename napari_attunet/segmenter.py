@@ -27,6 +27,7 @@ from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
 from napari_attunet.plan import (
     SMALLEST_TILE,
+    Window,
     choose_labeller,
     default_halo,
     default_tile,
@@ -140,6 +141,7 @@ class Segmenter:
         *,
         axes: str | None = None,
         rgb: bool = False,
+        region: Sequence[slice] | None = None,
         channels: ChannelChoice = "auto",
         attention: bool = False,
         probabilities: bool = False,
@@ -159,6 +161,10 @@ class Segmenter:
             guessed from the shape where missing.
         rgb : bool
             Whether the last axis is colour; used in guessing.
+        region : sequence of slice, optional
+            The part to segment, a slice for each axis of the image but the channels;
+            the result has its shape. Intensities are measured on the whole image, but
+            the network sees little beyond the region: take some more than you need.
         channels : str or tuple of int
             How the image's channels enter the network; see
             `napari_attunet.intensity.choose_channels`.
@@ -196,6 +202,8 @@ class Segmenter:
             rgb=rgb,
         )
         view = ImageView(image, axes, ndim=network.ndim)
+        if region is not None:
+            view = Window(view, region)
         yield Progress(0, 1, "Measuring intensities")
         sample = view.sample(SAMPLE_VALUES // view.n_channels)
         mix = choose_channels(

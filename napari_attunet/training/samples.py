@@ -50,12 +50,15 @@ class Pair:
         Names of the image's axes, such as ``"YXC"``; guessed where missing.
     name : str
         For messages.
+    weight : array of float32, optional
+        How much each pixel of the labels counts; 0 where nothing is known.
     """
 
     image: Any
     labels: npt.NDArray[np.integer[Any]]
     axes: str | None = None
     name: str = "image"
+    weight: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +79,12 @@ class Batch:
 
 
 def data_hash(pairs: Sequence[Pair]) -> str:
-    """Return a SHA-256 over images and labels, whatever their order and names."""
+    """Return a SHA-256 over what is learnt from, whatever its order and names."""
     digests = []
     for pair in pairs:
         digest = hashlib.sha256()
-        for array in (np.asarray(pair.image), np.asarray(pair.labels)):
+        arrays = (pair.image, pair.labels, pair.weight)
+        for array in (np.asarray(a) for a in arrays if a is not None):
             digest.update(f"{array.dtype.str}{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         digests.append(digest.hexdigest())
@@ -111,8 +115,12 @@ class CropSampler:
         self._spec = spec
         self._settings = settings
         self._frames = [f for pair in pairs for f in _frames(pair, spec)]
+        if not self._frames:
+            raise DataError(
+                "Nothing is known of any pixel: label something to learn from."
+            )
         # Rich images teach more, but not in proportion: neighbours repeat each other.
-        wealth = [np.sqrt(max(1, _count(labels))) for _, labels in self._frames]
+        wealth = [np.sqrt(max(1, _count(f))) for f in self._frames]
         self._chance = np.asarray(wealth) / np.sum(wealth)
         self._crop = _usable_crop(settings, spec)
         self._vary = _intensity_transform(settings.augmentation)
@@ -125,10 +133,10 @@ class CropSampler:
         return Batch(torch.stack(images), torch.stack(targets), torch.stack(weights))
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        image, labels = self._frames[rng.choice(len(self._frames), p=self._chance)]
+        frame = self._frames[rng.choice(len(self._frames), p=self._chance)]
         augmentation = self._settings.augmentation
         matrix = _random_matrix(rng, self._spec.network.ndim, augmentation)
-        pixels, drawn = _warp(image, labels, matrix, self._crop, rng)
+        pixels, drawn, known = _warp(frame, matrix, self._crop, rng)
         if pixels.shape[0] == 3:
             if augmentation.counterstain and rng.random() < augmentation.counterstain:
                 pixels = _counterstain(pixels, drawn > 0, rng)
@@ -143,7 +151,7 @@ class CropSampler:
         return (
             pixels.float(),
             torch.from_numpy(target.astype(np.int64)),
-            torch.from_numpy(weight),
+            torch.from_numpy(weight) * known,
         )
 
     def _target(
@@ -230,14 +238,41 @@ def _usable_crop(settings: TrainingSettings, spec: ModelSpec) -> tuple[int, ...]
     return crop
 
 
-def _count(labels: npt.NDArray[np.integer[Any]]) -> int:
-    return int(np.count_nonzero(np.bincount(labels.ravel())[1:]))
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """One picture or volume of a pair, in memory.
+
+    Attributes
+    ----------
+    image : array of float32, (C, *spatial)
+        As the network takes it.
+    labels : array of int32, (*spatial)
+    weight : array of float32, (*spatial), optional
+    known : array of int, (n,)
+        Flat indices of what is known; empty if that is everything.
+    """
+
+    image: npt.NDArray[np.float32]
+    labels: npt.NDArray[np.int32]
+    weight: npt.NDArray[np.float32] | None
+    known: npt.NDArray[np.intp]
+
+    def some_known(self, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+        """Return the centre of a random pixel of those that are known."""
+        index = self.known[rng.integers(self.known.size)]
+        return np.asarray(np.unravel_index(index, self.labels.shape), float) + 0.5
 
 
-def _frames(
-    pair: Pair, spec: ModelSpec
-) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]]:
-    """Return (C, *spatial) network input and labels of every frame of a pair."""
+def _count(frame: _Frame) -> int:
+    """Return how many objects or classes a frame teaches."""
+    labels = frame.labels.ravel()
+    if frame.known.size:
+        labels = labels[frame.known]
+    return int(np.count_nonzero(np.bincount(labels)[1:]))
+
+
+def _frames(pair: Pair, spec: ModelSpec) -> list[_Frame]:
+    """Return every frame of a pair of which something is known."""
     ndim, view = spec.network.ndim, view_of(pair, spec)
     labels = check_labels(pair, view, spec)
     sample = view.sample(SAMPLE_VALUES // view.n_channels)
@@ -255,13 +290,23 @@ def _frames(
         numbers, small = np.unique(labels, return_inverse=True)
         labels = small.reshape(labels.shape) + int(numbers[0] > 0)
     label_view = ImageView(labels, view.label_axes, ndim=ndim)
-    return [
-        (
-            scale(mix(view.read(frame, whole))),
-            label_view.read(frame, whole)[0].astype(np.int32),
-        )
-        for frame in view.frames()
-    ]
+    weights = None
+    if pair.weight is not None and not (pair.weight == 1).all():
+        weights = ImageView(pair.weight, view.label_axes, ndim=ndim)
+    found = []
+    for frame in view.frames():
+        weight, known = None, np.empty(0, np.intp)
+        if weights is not None:
+            weight = np.ascontiguousarray(weights.read(frame, whole)[0], np.float32)
+            known = np.flatnonzero(weight)
+            if not known.size:
+                continue
+        image = scale(mix(view.read(frame, whole)))
+        drawn = label_view.read(frame, whole)[0].astype(np.int32)
+        if known.size == drawn.size:
+            known = known[:0]
+        found.append(_Frame(image, drawn, weight, known))
+    return found
 
 
 def _random_matrix(
@@ -287,17 +332,23 @@ def _random_matrix(
 
 
 def _warp(
-    image: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int32],
+    frame: _Frame,
     matrix: npt.NDArray[np.float64],
     crop: tuple[int, ...],
     rng: np.random.Generator,
-) -> tuple[Tensor, npt.NDArray[np.int32]]:
-    """Return a random crop under a linear map; what lies outside is mirrored in."""
-    size = np.asarray(labels.shape, float)
+) -> tuple[Tensor, npt.NDArray[np.int32], Tensor]:
+    """Return a random crop under a linear map; what lies outside is mirrored in.
+
+    Pixels (C, *crop), labels and weight (*crop).
+    """
+    size = np.asarray(frame.labels.shape, float)
     reach = np.abs(matrix) @ np.asarray(crop) / 2  # half the crop's box in the source
     room = np.maximum(size / 2 - reach, 0)
-    centre = size / 2 + rng.uniform(-1, 1, size.shape) * room
+    if not frame.known.size:
+        centre = size / 2 + rng.uniform(-1, 1, size.shape) * room
+    else:  # something known is in the crop, anywhere in it
+        near = frame.some_known(rng) + rng.uniform(-0.5, 0.5, size.shape) * reach
+        centre = np.clip(near, size / 2 - room, size / 2 + room)
     # torch wants x first, and both grids from -1 to 1 across the pixels' outer edges.
     to_unit = (matrix * np.asarray(crop)) / size[:, None]
     shift = 2 * centre / size - 1
@@ -305,15 +356,22 @@ def _warp(
     grid = F.affine_grid(
         torch.from_numpy(theta).float()[None], [1, 1, *crop], align_corners=False
     )
-    source = torch.from_numpy(image)[None]
+    source = torch.from_numpy(frame.image)[None]
     pixels = F.grid_sample(
         source, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    numbers = torch.from_numpy(labels).float()[None, None]
+    numbers = torch.from_numpy(frame.labels).float()
+    weight = torch.ones_like(numbers)
+    if frame.weight is not None:
+        weight = torch.from_numpy(frame.weight)
     drawn = F.grid_sample(
-        numbers, grid, mode="nearest", padding_mode="reflection", align_corners=False
-    )
-    return pixels[0], drawn[0, 0].numpy().astype(np.int32)
+        torch.stack((numbers, weight))[None],
+        grid,
+        mode="nearest",
+        padding_mode="reflection",
+        align_corners=False,
+    )[0]
+    return pixels[0], drawn[0].numpy().astype(np.int32), drawn[1]
 
 
 def _intensity_transform(augmentation: Augmentation) -> transforms.Compose:

@@ -1,13 +1,15 @@
-"""What a training is told: frozen, validated, JSON; kept in the model's record."""
+"""What trainings and rounds are told: frozen, validated, JSON; kept in the record."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from napari_attunet.schema import check
+from napari_attunet.schema import check, check_choices
+from napari_attunet.spec import NetworkSpec
 
-__all__ = ["Augmentation", "TrainingSettings"]
+__all__ = ["Augmentation", "RoundSettings", "TrainingSettings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +88,8 @@ class TrainingSettings:
         Width in pixels of the boundary class inside objects.
     validate_every : int
         Steps between validations and checkpoints.
+    freeze : {"nothing", "encoder"}
+        What keeps the weights it starts with.
     half_precision : bool
         bfloat16 autocast; on processors without bfloat16 it is slower, not faster.
     seed : int
@@ -106,11 +110,13 @@ class TrainingSettings:
     dice_weight: float = 1.0
     boundary_width: float = 2.0
     validate_every: int = 500
+    freeze: Literal["nothing", "encoder"] = "nothing"
     half_precision: bool = True
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
+        check_choices(self)
         for name in ("steps", "batch_size", "validate_every"):
             value = getattr(self, name)
             check(value >= 1, f"{name} must be at least 1, got {value}.")
@@ -124,3 +130,92 @@ class TrainingSettings:
             f"The learning rate must be above 0, got {self.learning_rate}.",
         )
         check(self.seed >= 0, f"A seed must not be negative, got {self.seed}.")
+
+
+#: What the efforts stand for. Quick: half a minute on two cores, with the network of
+#: the bundled models; see benchmarks/learning.py.
+EFFORTS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "steps": 100,
+        "learning_rate": 3e-3,
+        "warmup": 10,
+        "average": 0.95,
+        "validate_every": 50,
+    },
+    "thorough": {
+        "steps": 1000,
+        "learning_rate": 2e-3,
+        "warmup": 50,
+        "average": 0.99,
+        "validate_every": 100,
+    },
+}
+
+#: Crops and how many of them make a step, by spatial dimensions.
+CROPS = {2: (128, 128), 3: (16, 64, 64)}
+BATCHES = {2: 4, 3: 2}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundSettings:
+    """How a round of learning from corrections is run.
+
+    Attributes
+    ----------
+    effort : {"quick", "thorough"}
+        About half a minute, or minutes.
+    starts : tuple of str
+        What is tried: ``"parent"`` trains the model further, ``"scratch"`` a new one.
+    freeze : {"nothing", "encoder"}
+        What keeps the parent's weights.
+    steps, learning_rate : optional
+        By default those of the effort.
+    augmentation : float
+        Strength of the variation of images; 0 is off, 1 the usual.
+    network : NetworkSpec, optional
+        Of a new model; by default the parent's, or a small one. Channels and classes
+        follow the images.
+    output : {"objects", "classes"}, optional
+        Of the model; by default what the corrections are.
+    name : str, optional
+        Of a new model.
+    seed : int
+    """
+
+    effort: Literal["quick", "thorough"] = "quick"
+    starts: tuple[Literal["parent", "scratch"], ...] = ("parent", "scratch")
+    freeze: Literal["nothing", "encoder"] = "nothing"
+    steps: int | None = None
+    learning_rate: float | None = None
+    augmentation: float = 1.0
+    network: NetworkSpec | None = None
+    output: Literal["objects", "classes"] | None = None
+    name: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check(bool(self.starts), "A round needs something to start from.")
+        check(
+            0 <= self.augmentation <= 2,
+            f"Augmentation lies in [0, 2], got {self.augmentation}.",
+        )
+
+    def training(self, ndim: int) -> TrainingSettings:
+        """Return how a network of so many dimensions is trained."""
+        asked = {"steps": self.steps, "learning_rate": self.learning_rate}
+        strength = self.augmentation
+        return TrainingSettings(
+            **EFFORTS[self.effort] | {k: v for k, v in asked.items() if v is not None},
+            crop=CROPS[ndim],
+            batch_size=BATCHES[ndim],
+            freeze=self.freeze,
+            seed=self.seed,
+            augmentation=Augmentation(
+                zoom=(2.0**-strength, 2.0**strength),
+                stretch=0.15 * strength,
+                intensity=strength,
+                rotate=strength > 0,
+                flip=strength > 0,
+            ),
+        )

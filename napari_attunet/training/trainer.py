@@ -8,13 +8,15 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy import ndimage
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -23,7 +25,7 @@ from napari_attunet.atomic import replacing
 from napari_attunet.devices import choose_device, threads
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
-from napari_attunet.progress import Progress, Steps
+from napari_attunet.progress import Enough, Progress, Steps, drain
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss
@@ -36,12 +38,18 @@ from napari_attunet.training.samples import (
 )
 from napari_attunet.training.settings import TrainingSettings
 
-__all__ = ["train", "validate"]
+__all__ = ["merit_of", "train", "validate", "validation_steps"]
 
 logger = logging.getLogger(__name__)
 
 #: At most so much work is lost if the machine stops.
 CHECKPOINT_SECONDS = 60.0
+
+#: How often whoever watches is shown the weights as they are.
+PREVIEW_SECONDS = 3.0
+
+#: Pixels around what is validated that the network gets to see.
+CONTEXT = 48
 
 #: Gradients are clipped to this norm: a rare crop must not throw the weights away.
 GRADIENT_NORM = 5.0
@@ -56,6 +64,7 @@ def train(
     device: str = "auto",
     thread_count: int | None = None,
     checkpoint: Path | None = None,
+    preview: Callable[[Model], object] | None = None,
 ) -> Steps[Model]:
     """Train a model, from given weights or from scratch.
 
@@ -75,12 +84,15 @@ def train(
         Written at every validation, every minute and when the steps are closed. If it
         is there and belongs to the same data, start and settings, training goes on
         from it.
+    preview : callable, optional
+        Called with the averaged model every few seconds.
 
     Returns
     -------
     generator
         Yields `Progress` with ``loss`` in its values, and the scores where it
         validated; returns the best `Model`, whose ``spec.training`` is its record.
+        `Enough` may be thrown in: it then returns the best so far.
 
     Raises
     ------
@@ -100,7 +112,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         state.load(checkpoint, identity)
     began = time.perf_counter()
-    saved = time.monotonic()
+    saved = shown = time.monotonic()
     while state.step < settings.steps:
         with threads(thread_count):
             loss = state.advance(sampler)
@@ -111,26 +123,32 @@ def train(
             )
         values = {"loss": loss, "learning_rate": state.rate}
         last = state.step == settings.steps
-        if state.step % settings.validate_every == 0 or last:
-            if validation:
-                scores = validate(
-                    state.averaged(), validation, device=device, threads=thread_count
-                )
-                values |= scores
-                state.keep(_merit(scores), scores)
-            else:
-                state.keep(float(state.step), {})
-            state.history.append({"step": state.step, **values})
-            saved = 0.0  # validated scores are dear
-        if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-            state.save(checkpoint, identity)
-            saved = time.monotonic()
         try:
+            if state.step % settings.validate_every == 0 or last:
+                scores: dict[str, float] = {}
+                if validation:
+                    scores = yield from _validation(
+                        state, validation, settings.steps, device, thread_count
+                    )
+                state.keep(scores)
+                values |= scores
+                state.history.append({"step": state.step, **values})
+                saved = 0.0  # validated scores are dear
+            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
+                state.save(checkpoint, identity)
+                saved = time.monotonic()
+            if preview is not None and time.monotonic() - shown > PREVIEW_SECONDS:
+                preview(state.averaged())
+                shown = time.monotonic()
             yield Progress(state.step, settings.steps, "Training", values)
         except GeneratorExit:  # stopped: go on from here the next time
             if checkpoint is not None and not last:
                 state.save(checkpoint, identity)
             raise
+        except Enough:
+            break
+    if not (validation and state.best_step):
+        state.keep({})
     record = {
         "settings": dataclasses.asdict(settings),
         "data": {
@@ -142,6 +160,7 @@ def train(
         "started_from": start.spec.key if isinstance(start, Model) else None,
         "device": str(chosen),
         "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "best_step": state.best_step,
         "scores": state.best_scores,
         "history": state.history,
@@ -151,6 +170,20 @@ def train(
     return Model.from_weights(trained, state.best_weights)
 
 
+def _validation(
+    state: _State, pairs: Sequence[Pair], total: int, device: str, threads: int | None
+) -> Steps[dict[str, float]]:
+    """Validate the averaged weights, as a part of training."""
+    steps = validation_steps(state.averaged(), pairs, device=device, threads=threads)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            scores: dict[str, float] = end.value
+            return scores
+        yield Progress(state.step, total, "Validating")
+
+
 def validate(
     model: Model,
     pairs: Sequence[Pair],
@@ -158,17 +191,41 @@ def validate(
     device: str = "auto",
     threads: int | None = None,
 ) -> dict[str, float]:
-    """Return the scores of a model on labelled images, by name.
+    """Return the scores of a model on labelled images; see `validation_steps`."""
+    return drain(validation_steps(model, pairs, device=device, threads=threads))
+
+
+def validation_steps(
+    model: Model,
+    pairs: Sequence[Pair],
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+) -> Steps[dict[str, float]]:
+    """Score a model on labelled images, where their weight is above 0.
 
     ``dice`` for classes is the mean over foreground classes that occur; objects have
     ``dice`` of the foreground, ``ap50`` (mean over images), ``ap50_pooled`` and
-    ``ap70``.
+    ``ap70``. Of an image of which little counts only that part is segmented.
     """
     segmenter = Segmenter(model, device=device, threads=threads)
-    results = [
-        (segmenter.segment(p.image, axes=p.axes).labels, np.asarray(p.labels))
-        for p in pairs
-    ]
+    results = []
+    for number, pair in enumerate(pairs):
+        region = _region_of(pair)
+        steps = segmenter.steps(pair.image, axes=pair.axes, region=region)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                found = end.value.labels
+                break
+            yield Progress(number, len(pairs), f"Validating {pair.name}")
+        truth = np.asarray(pair.labels)
+        if pair.weight is not None:
+            part = (...,) if region is None else tuple(region)
+            counts = pair.weight[part] > 0
+            found, truth = found * counts, truth[part] * counts
+        results.append((found, truth))
     if model.spec.output == "classes":
         return {"dice": _mean_class_dice(results, model.spec.n_classes)}
     scores = evaluation.score(results)
@@ -178,6 +235,22 @@ def validate(
         "ap50_pooled": scores.ap50_pooled,
         "ap70": scores.ap70,
     }
+
+
+def _region_of(pair: Pair) -> list[slice] | None:
+    """Return the box around all that counts, with some context; None if it is all."""
+    if pair.weight is None or not (pair.weight == 0).any():
+        return None
+    boxes = ndimage.find_objects((pair.weight > 0).astype(np.int8))
+    if not boxes:
+        return None
+    # Walked axes get context too, which costs little where it is anything.
+    axes = pair.axes or "TZYX"[-pair.weight.ndim :]
+    reach = [CONTEXT if a in "YX" else 0 for a in axes.replace("C", "")]
+    return [
+        slice(max(0, b.start - r), min(n, b.stop + r))
+        for b, r, n in zip(boxes[0], reach, pair.weight.shape, strict=True)
+    ]
 
 
 def _mean_class_dice(
@@ -193,7 +266,7 @@ def _mean_class_dice(
     return float(np.mean(values)) if values else 1.0
 
 
-def _merit(scores: dict[str, float]) -> float:
+def merit_of(scores: dict[str, float]) -> float:
     """Return the one number that the best weights are chosen by."""
     names = ("dice", "ap50", "ap50_pooled")
     return float(np.mean([scores[n] for n in names if n in scores]))
@@ -213,13 +286,16 @@ class _State:
             model = Model.fresh(start, seed=settings.seed)
         self._spec = model.spec
         self.network = model.network.to(device).train().channels_last()
+        if settings.freeze == "encoder":
+            # In evaluation mode its running statistics stay, too.
+            self.network.encoder.requires_grad_(False).eval()
         self._average = AveragedModel(
             self.network,
             multi_avg_fn=get_ema_multi_avg_fn(settings.average),
             use_buffers=True,
         )
         self._optimizer = torch.optim.AdamW(
-            self.network.parameters(),
+            [p for p in self.network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
         )
@@ -274,9 +350,10 @@ class _State:
         """Return the averaged model as it is now."""
         return Model.from_weights(self._spec, self._weights())
 
-    def keep(self, merit: float, scores: dict[str, float]) -> None:
-        """Remember the averaged weights if they are the best so far."""
-        if merit > self.best_merit:
+    def keep(self, scores: dict[str, float]) -> None:
+        """Remember the averaged weights if they are the best so far, or not scored."""
+        merit = merit_of(scores) if scores else math.inf
+        if not scores or merit > self.best_merit:
             self.best_merit, self.best_step = merit, self.step
             self.best_scores, self.best_weights = scores, self._weights()
 

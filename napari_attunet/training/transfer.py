@@ -12,17 +12,71 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from napari_attunet.errors import ModelError
+from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.intensity import STAINS, Stains, choose_channels
 from napari_attunet.model import Model
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss
 from napari_attunet.training.samples import CropSampler, Pair
 from napari_attunet.training.settings import TrainingSettings
 
-__all__ = ["adapt", "best_adapted"]
+__all__ = ["adapt", "adapted_spec", "best_adapted", "blend"]
 
 #: Batches on which an upright and an inverted start are compared.
 TRIAL_BATCHES = 4
+
+#: Pixels by which stained tissue is told from other colour.
+CHANNEL_SAMPLE = 100_000
+
+
+def adapted_spec(spec: ModelSpec, pairs: Sequence[Pair]) -> ModelSpec:
+    """Return the specification of a model that takes all of these images' channels.
+
+    Colour is kept where the model knew grey only: stained tissue, which enters a grey
+    model as its haematoxylin, as all its stains, other colour as it is.
+
+    Raises
+    ------
+    DataError
+        If the images have different channels.
+    """
+    wanted = {_channels_for(spec, pair) for pair in pairs}
+    if len(wanted) > 1:
+        kinds = "; ".join(sorted(", ".join(names) for names in wanted))
+        raise DataError(
+            f"The images have different channels ({kinds}): train on images of one "
+            "kind at a time."
+        )
+    channels = wanted.pop() if wanted else spec.channels
+    network = dataclasses.replace(spec.network, in_channels=len(channels))
+    return dataclasses.replace(spec, network=network, channels=channels)
+
+
+def _channels_for(spec: ModelSpec, pair: Pair) -> tuple[str, ...]:
+    network = spec.network
+    shape = tuple(pair.image.shape)
+    axes = pair.axes or guess_axes(
+        shape, ndim=network.ndim, in_channels=network.in_channels
+    )
+    view = ImageView(pair.image, axes, ndim=network.ndim)
+    count, colour = view.n_channels, axes.endswith("C") and view.n_channels in (3, 4)
+    if colour and network.in_channels == 1:
+        sample = view.sample(CHANNEL_SAMPLE)
+        mixer = choose_channels(
+            "auto",
+            n_channels=count,
+            axes=axes,
+            spec_channels=spec.channels,
+            sample=sample,
+            dtype=pair.image.dtype,
+        )
+        return STAINS if isinstance(mixer, Stains) else ("red", "green", "blue")
+    if count == network.in_channels or (count == 1 and network.in_channels == 3):
+        return spec.channels
+    if colour and network.in_channels == 3:
+        return spec.channels
+    return tuple(f"channel {i}" for i in range(count))
 
 
 def adapt(
@@ -35,8 +89,9 @@ def adapt(
     model : Model
         Left as it is.
     spec : ModelSpec
-        May differ from the model's in input channels and in classes that are added at
-        the end, not in the rest of the network. New classes begin at random.
+        May differ from the model's in input channels, in classes that are added at
+        the end, and in what its classes mean; not in the rest of the network. New
+        classes, and all where they mean something else, begin at random.
     inverted : bool
         Begin as if the image had been turned from bright to dark in [0, 1]: right for
         dark objects where the model knows bright ones.
@@ -52,7 +107,9 @@ def adapt(
     same = dataclasses.replace(
         spec.network, in_channels=old.in_channels, out_channels=old.out_channels
     )
-    if same != old or spec.network.out_channels < old.out_channels:
+    keeps_classes = spec.output == model.spec.output
+    fewer = keeps_classes and spec.network.out_channels < old.out_channels
+    if same != old or fewer:
         raise ModelError(
             f"{model.spec.key} cannot start {spec.key}: only input channels may differ "
             "and classes be added. Train from scratch, or describe the same network."
@@ -63,25 +120,58 @@ def adapt(
     for name, fresh in weights.items():
         known = theirs[name]
         if name == f"{first}.weight":
-            weights[name] = _spread(known, fresh.shape[1], inverted)
+            weights[name] = _spread(known, spec.channels, inverted)
         elif name == f"{first}.bias" and inverted:
             # w(1 - x) + b = -wx + (b + Σw), but for the image's border
             total = theirs[f"{first}.weight"].flatten(1).sum(1)
             weights[name] = known + total
-        elif known.shape == fresh.shape:
+        elif name.split(".")[0] in ("head", "auxiliary_heads"):
+            if keeps_classes:
+                weights[name] = _more_classes(known, fresh)
+        else:
             weights[name] = known
-        else:  # a head
-            weights[name] = torch.cat((known, fresh[known.shape[0] :]))
     return Model.from_weights(spec, weights)
 
 
-def _spread(weight: Tensor, channels: int, inverted: bool) -> Tensor:
-    """Return first-layer weights over other channels, with the same sum."""
+def _more_classes(known: Tensor, fresh: Tensor) -> Tensor:
+    """Return a head's tensor for more classes, which keeps those that it knew."""
+    if known.shape[0] == 1 < fresh.shape[0]:  # a sigmoid is a softmax over (0, logit)
+        known = torch.cat((torch.zeros_like(known), known))
+    return torch.cat((known, fresh[known.shape[0] :]))
+
+
+def _spread(weight: Tensor, channels: Sequence[str], inverted: bool) -> Tensor:
+    """Return first-layer weights over other channels.
+
+    They have the same sum; of stains, the nuclei's gets all of it.
+    """
     sign = -1 if inverted else 1
-    if weight.shape[1] == channels:
+    count = len(channels)
+    if weight.shape[1] == count:
         return sign * weight
-    mean = weight.sum(1, keepdim=True) / channels
-    return sign * mean.expand(-1, channels, *weight.shape[2:])
+    if tuple(channels) == STAINS and weight.shape[1] == 1:
+        others = weight.new_zeros(weight.shape[0], count - 1, *weight.shape[2:])
+        return sign * torch.cat((weight, others), dim=1)
+    mean = weight.sum(1, keepdim=True) / count
+    return sign * mean.expand(-1, count, *weight.shape[2:])
+
+
+def blend(start: Model, end: Model, share: float) -> Model:
+    """Return the model on the straight way between two, `share` of the way from start.
+
+    What was learnt from few images generalises better when some of the start is kept:
+
+        Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
+        https://arxiv.org/abs/2109.01903
+    """
+    ends = end.network.state_dict()
+    weights = {
+        name: torch.lerp(value, ends[name], share)
+        if value.is_floating_point()
+        else ends[name]
+        for name, value in start.network.state_dict().items()
+    }
+    return Model.from_weights(end.spec, weights)
 
 
 def best_adapted(
@@ -98,6 +188,8 @@ def best_adapted(
     settings : TrainingSettings
         Of the training to come.
     """
+    if spec.channels == STAINS != model.spec.channels:  # bright nuclei, as it knows
+        return adapt(model, spec, seed=settings.seed)
     sampler = CropSampler(pairs, spec, settings)
     batches = [sampler.batch(step) for step in range(TRIAL_BATCHES)]
     starts = [

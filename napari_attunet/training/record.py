@@ -1,0 +1,138 @@
+"""What is kept of a round of learning: which models it compared, and how they fared.
+
+It lies in the round's folder, beside the models, and is read without PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from napari_attunet.atomic import replacing
+from napari_attunet.corrections import TrainingSet
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.schema import from_json, to_json
+
+__all__ = ["ROUNDS", "Contender", "Record", "Round", "read_record", "unfinished"]
+
+#: Folder of the rounds, in that of the training set; samples don't begin with a dot.
+ROUNDS = ".rounds"
+
+#: In the folder of a round.
+FILE = "round.json"
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """A model that was compared.
+
+    Attributes
+    ----------
+    name : str
+        ``"parent"``, ``"tuned"`` or ``"scratch"``.
+    model : str
+        ``"name@version"``, of those that were trained without a meaningful version.
+    scores : dict
+        ``"validation"``: on what no training ever saw; ``"corrections"``: on all that
+        was corrected. Each a dict of scores by name, empty if nothing could be scored.
+    merit : float
+        What the proposal goes by.
+    file : str, optional
+        Of the model, in the round's folder; none for the parent.
+    """
+
+    name: str
+    model: str
+    scores: dict[str, Any]
+    merit: float
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Round:
+    """What came of a round.
+
+    Attributes
+    ----------
+    contenders : tuple of Contender
+        The parent first, if there is one.
+    proposed : str
+        Name of the best.
+    reason : str
+        Why, in a sentence or two.
+    trusted : bool
+        Whether enough was held out for a meaningful number.
+    """
+
+    contenders: tuple[Contender, ...]
+    proposed: str
+    reason: str
+    trusted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """Where a round stands.
+
+    Attributes
+    ----------
+    identity : str
+        Hash of what it starts from, learns from and is told; the same round goes on,
+        another begins anew.
+    done, total : int
+        Steps of training.
+    outcome : Round, optional
+        Once it is over.
+    format : int
+    """
+
+    identity: str = ""
+    done: int = 0
+    total: int = 0
+    outcome: Round | None = None
+    format: int = FORMAT
+
+    def write(self, folder: Path) -> None:
+        """Keep it in the round's folder."""
+        with replacing(folder / FILE) as temporary:
+            temporary.write_text(to_json(self), "utf-8")
+
+
+def read_record(folder: Path) -> Record:
+    """Read where a round stands; one that has not begun has done nothing.
+
+    Raises
+    ------
+    DataError
+        If the record is damaged or from a newer version.
+    """
+    path = folder / FILE
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return Record()
+    try:
+        version = json.loads(text).get("format")
+        if isinstance(version, int) and version <= FORMAT:
+            return from_json(Record, text)
+    except (ValueError, AttributeError, ModelError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}): delete its folder to begin anew."
+        ) from error
+    raise DataError(
+        f"{path} has format {version}, this version reads up to {FORMAT}: update "
+        "napari-attunet."
+    )
+
+
+def unfinished(training_set: TrainingSet) -> Path | None:
+    """Return the folder of the newest round that was neither accepted nor dropped."""
+    rounds = training_set.folder / ROUNDS
+    if not rounds.is_dir():
+        return None
+    folders = [f for f in rounds.iterdir() if f.is_dir() and f.name[0] != "."]
+    return max(folders, key=lambda f: f.stat().st_mtime, default=None)

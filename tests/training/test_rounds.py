@@ -1,0 +1,244 @@
+"""A round learns, compares, proposes the best, and changes nothing before it is told."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from napari_attunet.corrections import Correction, TrainingSet
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.library import Library
+from napari_attunet.model import Model, load_model, save_model
+from napari_attunet.progress import Enough, drain
+from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.training import rounds
+from napari_attunet.training.record import Contender, read_record, unfinished
+from napari_attunet.training.rounds import accept, run_round
+from napari_attunet.training.settings import RoundSettings
+
+SETTINGS = RoundSettings(steps=4)
+NETWORK = NetworkSpec(features=(4, 8), out_channels=3)
+
+
+@pytest.fixture
+def parent(tmp_path):
+    spec = ModelSpec(name="mother", network=NETWORK, output="objects")
+    return str(save_model(Model.fresh(spec), tmp_path / "mother.safetensors"))
+
+
+@pytest.fixture
+def training_set(tmp_path):
+    found = TrainingSet(tmp_path / "set")
+    for seed in (0, 1):
+        image, labels = synthetic_nuclei((256, 256), seed=seed)
+        found.add(correction(image, labels))
+    return found
+
+
+def correction(image, labels, **options):
+    return Correction(
+        **{"image": image, "axes": "YX", "labels": labels, "output": "objects"}
+        | options
+    )
+
+
+def weights(model):
+    return model.network.state_dict()
+
+
+def same(a, b):
+    a, b = weights(a), weights(b)
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_a_round_trains_compares_and_keeps_all_in_its_folder(
+    training_set, parent, tmp_path
+):
+    before = load_model(parent)
+    folder = tmp_path / "round"
+    outcome = drain(run_round(training_set, parent, SETTINGS, folder))
+    assert [c.name for c in outcome.contenders] == ["parent", "tuned", "scratch"]
+    assert read_record(folder).outcome == outcome
+    for contender in outcome.contenders[1:]:
+        model = load_model(folder / contender.file)
+        assert model.spec.parent == "mother@1"
+        assert model.spec.training["data"]["images"] == 2
+        assert contender.scores["validation"].keys() >= {"dice", "ap50"}
+    assert same(load_model(parent), before)
+    assert not same(load_model(folder / "tuned.safetensors"), before)
+    merits = {c.name: c.merit for c in outcome.contenders}
+    assert merits[outcome.proposed] >= merits["parent"]
+
+
+def test_the_same_round_gives_the_same_models(training_set, parent, tmp_path):
+    for name in "ab":
+        drain(run_round(training_set, parent, SETTINGS, tmp_path / name))
+    for file in ("tuned.safetensors", "scratch.safetensors"):
+        assert same(load_model(tmp_path / "a" / file), load_model(tmp_path / "b" / file))
+
+
+@pytest.mark.parametrize("at", [1, 4, 6, 9])
+def test_an_interrupted_round_goes_on(training_set, parent, tmp_path, at):
+    whole = drain(run_round(training_set, parent, SETTINGS, tmp_path / "whole"))
+    steps = run_round(training_set, parent, SETTINGS, tmp_path / "cut")
+    for _ in range(at):
+        next(steps)
+    steps.close()
+    seen = []
+    again = run_round(training_set, parent, SETTINGS, tmp_path / "cut")
+    outcome = drain(again, lambda p: seen.append(p.done))
+    assert outcome == whole
+    assert same(
+        load_model(tmp_path / "cut" / "tuned.safetensors"),
+        load_model(tmp_path / "whole" / "tuned.safetensors"),
+    )
+
+
+def test_other_settings_begin_anew(training_set, parent, tmp_path):
+    drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
+    other = dataclasses.replace(SETTINGS, seed=1, starts=("parent",))
+    outcome = drain(run_round(training_set, parent, other, tmp_path / "round"))
+    assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
+    fresh = drain(run_round(training_set, parent, other, tmp_path / "fresh"))
+    assert outcome == fresh
+
+
+@pytest.mark.parametrize("at", range(1, 24, 3))
+def test_enough_keeps_what_there_is_and_compares(training_set, parent, tmp_path, at):
+    steps = run_round(training_set, parent, SETTINGS, tmp_path / "round")
+    try:
+        for _ in range(at):
+            last = next(steps)
+        steps.throw(Enough())
+        while True:
+            last = next(steps)
+            assert "Training" not in last.message
+    except StopIteration as end:
+        outcome = end.value
+    assert outcome.contenders[0].name == "parent"
+    for contender in outcome.contenders[1:]:
+        load_model(tmp_path / "round" / contender.file)
+
+
+def test_what_is_held_out_is_never_learnt(training_set, parent, tmp_path, monkeypatch):
+    """Labels that are held out may be anything: the trained weights are the same."""
+    seen = []
+    real = rounds.train
+
+    def spy(start, pairs, validation, *args, **options):
+        seen.append((pairs, validation))
+        return real(start, pairs, validation, *args, **options)
+
+    monkeypatch.setattr(rounds, "train", spy)
+    drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
+    for learn, validation in seen:
+        for one in learn:
+            for other in validation:
+                if np.array_equal(one.image, other.image):
+                    assert not ((one.weight > 0) & (other.weight > 0)).any()
+        assert validation
+
+
+def test_colour_is_kept(parent, tmp_path):
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    grey = (image - image.min()) / np.ptp(image)
+    colour = np.stack([grey, grey**2, 1 - grey], -1).astype(np.float32)
+    found = TrainingSet(tmp_path / "set")
+    found.add(correction(colour, labels, axes="YXC"))
+    drain(run_round(found, parent, SETTINGS, tmp_path / "round"))
+    spec = load_model(tmp_path / "round" / "tuned.safetensors").spec
+    assert spec.network.in_channels == 3
+
+
+def test_new_label_values_become_classes(tmp_path):
+    network = dataclasses.replace(NETWORK, out_channels=2)
+    spec = ModelSpec(name="two", network=network)
+    path = save_model(Model.fresh(spec), tmp_path / "two.safetensors")
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    found = TrainingSet(tmp_path / "set")
+    three = np.where(labels > 0, 1 + labels % 3, 0)
+    found.add(correction(image, three, output="classes"))
+    drain(run_round(found, str(path), SETTINGS, tmp_path / "round"))
+    tuned = load_model(tmp_path / "round" / "tuned.safetensors").spec
+    assert tuned.classes == ("background", "class 1", "class 2", "class 3")
+
+
+def test_a_new_model_needs_no_parent(training_set, tmp_path):
+    settings = dataclasses.replace(SETTINGS, name="mine", network=NETWORK)
+    outcome = drain(run_round(training_set, None, settings, tmp_path / "round"))
+    assert outcome.proposed == "scratch"
+    spec = load_model(tmp_path / "round" / "scratch.safetensors").spec
+    assert (spec.name, spec.parent, spec.output) == ("mine", None, "objects")
+
+
+def test_preview_shows_the_weights(training_set, parent, tmp_path, monkeypatch):
+    monkeypatch.setattr("napari_attunet.training.trainer.PREVIEW_SECONDS", 0.0)
+    preview = tmp_path / "preview.safetensors"
+    drain(run_round(training_set, parent, SETTINGS, tmp_path / "r", preview=preview))
+    assert not same(load_model(preview), load_model(parent))
+
+
+def test_accepting_stores_the_next_version(training_set, parent, tmp_path):
+    library = Library(tmp_path / "shelf")
+    save_model(load_model(parent), library.path_for(load_model(parent).spec))
+    folder = tmp_path / "round"
+    drain(run_round(training_set, parent, SETTINGS, folder))
+    entry = accept(folder, "tuned", library)
+    assert (entry.spec.key, entry.spec.parent) == ("mother@2", "mother@1")
+    assert same(load_model(entry.path), load_model(folder / "tuned.safetensors"))
+    assert library.current("mother").spec.version == 2
+    with pytest.raises(ModelError, match="no model 'parent' to accept"):
+        accept(folder, "parent", library)
+
+
+def test_nothing_to_learn_from_is_said(parent, tmp_path, training_set):
+    empty = TrainingSet(tmp_path / "empty")
+    with pytest.raises(DataError, match="is empty: add an image"):
+        drain(run_round(empty, parent, SETTINGS, tmp_path / "round"))
+    image, labels = synthetic_nuclei((256, 256), seed=3)
+    training_set.add(correction(image, labels % 3, output="classes", name="odd one"))
+    with pytest.raises(DataError, match="odd one: classes"):
+        drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
+
+
+def contender(name, dice, ap50=0.5):
+    found = {"dice": dice, "ap50": ap50, "ap50_pooled": ap50}
+    scores = {"validation": found, "corrections": found}
+    return scores, Contender(name=name, model="m@1", scores=scores, merit=0, file=name)
+
+
+@pytest.mark.parametrize(
+    ("dices", "trusted", "proposed"),
+    [
+        ({"parent": 0.8, "tuned": 0.9, "scratch": 0.85}, True, "tuned"),
+        ({"parent": 0.8, "tuned": 0.9, "scratch": 0.91}, True, "scratch"),
+        ({"parent": 0.8, "tuned": 0.9, "scratch": 0.91}, False, "tuned"),
+        ({"parent": 0.8, "tuned": 0.9, "scratch": 0.95}, False, "scratch"),
+        ({"parent": 0.8, "tuned": 0.8, "scratch": 0.8}, True, "parent"),
+        ({"parent": 0.8, "tuned": 0.7, "scratch": 0.75}, False, "parent"),
+    ],
+)
+def test_nothing_worse_is_proposed(dices, trusted, proposed):
+    contenders = []
+    for name, dice in dices.items():
+        scores, one = contender(name, dice)
+        merit = rounds._merit(scores, trusted=trusted)
+        contenders.append(dataclasses.replace(one, merit=merit))
+    outcome = rounds._propose(contenders, trusted=trusted)
+    assert outcome.proposed == proposed
+    assert ("keep it" in outcome.reason) == (proposed == "parent")
+    assert ("Too little" in outcome.reason) != trusted
+
+
+def test_what_is_open_is_found(training_set):
+    assert unfinished(training_set) is None
+    folder = training_set.folder / ".rounds" / "one"
+    folder.mkdir(parents=True)
+    assert unfinished(training_set) == folder
+    assert read_record(folder).outcome is None
+    (folder / "round.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(DataError, match="format 99"):
+        read_record(folder)
