@@ -425,3 +425,32 @@ def test_numbers_of_any_integer_type():
     model = make_model()
     tiled = Segmenter(model, tile=np.int64(16), halo=np.array(model.spec.network.halo))
     assert tiled.segment(make_image((40, 40))).record["exact"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "region"),
+    [
+        ((160, 144), "YX", (slice(16, 112), slice(8, 104))),
+        ((3, 160, 144), "TYX", (slice(1, 2), slice(16, 144), slice(0, 112))),
+        ((160, 144, 2), "YXC", (slice(32, 112), slice(16, 112))),
+    ],
+)
+def test_a_region_is_measured_with_the_whole(shape, axes, region):
+    """Away from its border a region is what the whole image has there."""
+    channels = shape[axes.index("C")] if "C" in axes else 1
+    model = make_model(in_channels=channels)
+    image = make_image(shape)
+    image[..., :4, :] += 1000  # outside of the regions, but in the statistics
+    whole = segment(image, model, axes=axes, probabilities=True)
+    part = segment(image, model, axes=axes, probabilities=True, region=region)
+    expected = whole.probabilities[(slice(None), *region)]
+    assert part.labels.shape == expected.shape[1:]
+    inner = (..., slice(24, -24), slice(24, -24))
+    assert expected[inner].size
+    np.testing.assert_allclose(part.probabilities[inner], expected[inner], atol=1e-4)
+
+
+@pytest.mark.parametrize("region", [(slice(0, 8),), (slice(0, 8), slice(4, 99))])
+def test_a_region_outside_of_the_image_is_told(region):
+    with pytest.raises(DataError, match="region"):
+        segment(make_image((32, 32)), make_model(), region=region)

@@ -1,4 +1,4 @@
-"""A round learns, compares, proposes the best, and changes nothing before it is told."""
+"""A round learns, compares, proposes the best, and changes nothing by itself."""
 
 import dataclasses
 import json
@@ -77,7 +77,9 @@ def test_the_same_round_gives_the_same_models(training_set, parent, tmp_path):
     for name in "ab":
         drain(run_round(training_set, parent, SETTINGS, tmp_path / name))
     for file in ("tuned.safetensors", "scratch.safetensors"):
-        assert same(load_model(tmp_path / "a" / file), load_model(tmp_path / "b" / file))
+        assert same(
+            load_model(tmp_path / "a" / file), load_model(tmp_path / "b" / file)
+        )
 
 
 @pytest.mark.parametrize("at", [1, 4, 6, 9])

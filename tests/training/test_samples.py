@@ -214,3 +214,42 @@ def test_the_hash_knows_the_data_not_its_order():
     assert data_hash([a, b]) == data_hash([b, a])
     changed = Pair(b.image, np.eye(4, dtype=int))
     assert data_hash([a, b]) != data_hash([a, changed])
+
+
+def test_crops_hold_something_known_and_weigh_nothing_else():
+    image, labels = synthetic_nuclei((128, 128), seed=1)
+    weight = np.zeros(labels.shape, np.float32)
+    weight[100:110, 20:30] = 3.0
+    sampler = CropSampler([Pair(image, labels, weight=weight)], make_spec(), SETTINGS)
+    # With a raw normalisation the image is the weight itself, and so must the crop be.
+    shown = CropSampler(
+        [Pair(weight, labels, weight=weight)],
+        make_spec(),
+        dataclasses.replace(SETTINGS, contact_weight=0),
+    )
+    for step in range(10):
+        batch = sampler.batch(step)
+        assert (batch.weights.flatten(1).amax(1) > 0).all()
+        told = shown.batch(step)
+        agree = ((told.images[:, 0] > 1.5) == (told.weights > 0)).float().mean()
+        assert agree > 0.97
+        assert set(told.weights.unique().tolist()) <= {0.0, 3.0}
+
+
+def test_frames_of_which_nothing_is_known_are_never_drawn():
+    image, labels = synthetic_nuclei((64, 64), seed=1)
+    stack = np.stack([np.full_like(image, 60_000), image])
+    weight = np.stack([np.zeros_like(image), np.ones_like(image)]).astype(np.float32)
+    pair = Pair(stack, np.stack([labels, labels]), "TYX", weight=weight)
+    sampler = CropSampler([pair], make_spec(), SETTINGS)
+    assert all(sampler.batch(step).images.max() < 50_000 for step in range(5))
+    nothing = dataclasses.replace(pair, weight=np.zeros_like(weight))
+    with pytest.raises(DataError, match="Nothing is known"):
+        CropSampler([nothing], make_spec(), SETTINGS)
+
+
+def test_what_counts_is_part_of_the_data():
+    pair = make_pair()
+    weight = np.ones(pair.labels.shape, np.float32)
+    weight[0, 0] = 0
+    assert data_hash([pair]) != data_hash([dataclasses.replace(pair, weight=weight)])

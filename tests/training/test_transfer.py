@@ -5,16 +5,24 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from skimage import data
 
-from napari_attunet.errors import ModelError
+from napari_attunet.errors import DataError, ModelError
+from napari_attunet.intensity import STAINS
 from napari_attunet.model import Model
 from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.segmenter import segment
 from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import TrainingSettings
 from napari_attunet.training.trainer import train
-from napari_attunet.training.transfer import adapt, best_adapted
+from napari_attunet.training.transfer import (
+    adapt,
+    adapted_spec,
+    best_adapted,
+    blend,
+)
 
 
 def make_spec(channels=1, classes=3, ndim=2, features=(3, 4)):
@@ -92,3 +100,70 @@ def test_dark_objects_are_begun_inverted():
     assert torch.equal(
         found.network.encoder[0][0].bias, expected.network.encoder[0][0].bias
     )
+
+
+def test_stains_begin_as_what_the_grey_model_saw():
+    """Tissue looks to the wider model just as its haematoxylin to the grey one."""
+    tissue = data.immunohistochemistry()[:64, :64]
+    spec = dataclasses.replace(make_spec(), channels=("grey",))
+    model = Model.fresh(spec)
+    pair = Pair(tissue, np.zeros((64, 64), int), "YXC")
+    wider = adapted_spec(spec, [pair])
+    assert wider.channels == STAINS
+    adapted = adapt(model, wider)
+    grey = segment(tissue, model, axes="YXC", probabilities=True)
+    colour = segment(tissue, adapted, axes="YXC", probabilities=True)
+    np.testing.assert_allclose(grey.probabilities, colour.probabilities, atol=1e-5)
+    assert "eosin" in colour.record["channels"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "axes", "channels"),
+    [
+        ((32, 32), "YX", ("grey",)),
+        ((32, 32, 3), "YXC", ("red", "green", "blue")),
+        ((5, 32, 32), "CYX", tuple(f"channel {i}" for i in range(5))),
+    ],
+)
+def test_no_channel_is_lost(shape, axes, channels, rng):
+    spec = dataclasses.replace(make_spec(), channels=("grey",))
+    image = (rng.random(shape) * 60).astype(np.uint8)
+    pair = Pair(image, np.zeros((32, 32), int), axes)
+    assert adapted_spec(spec, [pair]).channels == channels
+
+
+def test_images_of_different_channels_are_refused():
+    pairs = [
+        Pair(np.zeros((n, 16, 16), np.uint8), np.zeros((16, 16), int), "CYX")
+        for n in (2, 5)
+    ]
+    with pytest.raises(DataError, match="one kind at a time"):
+        adapted_spec(make_spec(), pairs)
+
+
+def test_classes_that_mean_something_else_begin_at_random():
+    model = Model.fresh(make_spec(classes=3))
+    spec = make_spec(classes=2)
+    objects = dataclasses.replace(model.spec, output="objects")
+    other = adapt(Model(objects, model.network), spec)
+    assert other.network.head.weight.shape[0] == 2
+    ours, theirs = other.network.state_dict(), model.network.state_dict()
+    assert torch.equal(ours["encoder.0.0.weight"], theirs["encoder.0.0.weight"])
+
+
+def test_a_sigmoid_becomes_a_softmax_that_says_the_same():
+    model = Model.fresh(make_spec(classes=1))
+    more = adapt(model, make_spec(classes=2))
+    x = torch.rand(1, 1, 8, 8)
+    expected = torch.sigmoid(model.network(x))[:, 0]
+    torch.testing.assert_close(more.network(x).softmax(1)[:, 1], expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_blend_lies_between(share):
+    a, b = (Model.fresh(make_spec(), seed=s) for s in (0, 1))
+    mixed = blend(a, b, share).network.state_dict()
+    for name, value in a.network.state_dict().items():
+        if value.is_floating_point():
+            expected = (1 - share) * value + share * b.network.state_dict()[name]
+            torch.testing.assert_close(mixed[name], expected)
