@@ -41,7 +41,7 @@ from napari_attunet.segmenter import Segmenter
 from napari_attunet.training.rounds import run_round
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import RoundSettings
-from napari_attunet.training.trainer import validate
+from napari_attunet.training.validation import validate
 
 PARENT = "nuclei-fluorescence"
 

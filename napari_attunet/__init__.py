@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         Normalization,
         ObjectSettings,
     )
+    from napari_attunet.training.tuning import fine_tune
 
 __all__ = [
     "AttUnetError",
@@ -46,6 +47,7 @@ __all__ = [
     "ObjectSettings",
     "Segmentation",
     "Segmenter",
+    "fine_tune",
     "load_model",
     "save_model",
     "segment",
@@ -64,6 +66,7 @@ _HOMES = {
     "ObjectSettings": "spec",
     "Segmentation": "segmenter",
     "Segmenter": "segmenter",
+    "fine_tune": "training.tuning",
     "load_model": "model",
     "save_model": "model",
     "segment": "segmenter",

@@ -4,7 +4,14 @@ A message says what came, what was wanted and what to do next. Slips of the
 programmer (a wrong type, a misspelt keyword) stay ``TypeError`` and ``ValueError``.
 """
 
-__all__ = ["AttUnetError", "Cancelled", "DataError", "DeviceError", "ModelError"]
+__all__ = [
+    "AttUnetError",
+    "Cancelled",
+    "DataError",
+    "DeviceError",
+    "ModelError",
+    "TrainingError",
+]
 
 
 class AttUnetError(Exception):
@@ -21,6 +28,10 @@ class ModelError(AttUnetError):
 
 class DeviceError(AttUnetError):
     """The machine lacks what was asked for: a device, memory, a backend."""
+
+
+class TrainingError(AttUnetError):
+    """A training in a process of its own reported an error or died."""
 
 
 class Cancelled(AttUnetError):

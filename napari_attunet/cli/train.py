@@ -1,16 +1,28 @@
-"""``train``: a model from labelled images."""
+"""``train``: a model from labelled images or from corrections."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from napari_attunet.cli.console import Bar, add_device, positive
-from napari_attunet.errors import DataError, ModelError
-from napari_attunet.progress import Progress, drain
+from napari_attunet.cli import learn
+from napari_attunet.cli.console import add_device, positive
+from napari_attunet.cli.training import (
+    Teller,
+    check_out,
+    given,
+    launched,
+    named,
+    refuse,
+)
+from napari_attunet.errors import AttUnetError, DataError, ModelError
+from napari_attunet.progress import drain
+from napari_attunet.training.process import Stream, Supervisor
 
 if TYPE_CHECKING:
     from napari_attunet.cli.console import Commands
@@ -21,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to", "hold_out", "read_recipe", "run"]
 
+#: Of the images, to choose the best weights by, where nothing else is said.
+HELD_OUT = 0.1
+
 #: Channels of each level of a network that nobody described: small and quick.
 FEATURES = (16, 32, 64, 128, 256)
 
@@ -30,100 +45,134 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
     parser = commands.add_parser(
         "train",
         parents=[common],
-        help="train a model on labelled images",
+        help="train a model on labelled images or on corrections",
         description="Train on images and the label images of the same name (NAME or "
-        "NAME_labels). Stopped training goes on where it was when the same command is "
-        "given again.",
+        "NAME_labels), or on a set of corrections. Stopped training goes on where it "
+        "was when the same command is given again. Several processes or cards share "
+        "a training on images, with one batch and one result: torchrun "
+        "--nproc-per-node N -m napari_attunet train ...",
+        epilog="With --json there is one object on each line of stdout, whose "
+        '"event" is "progress", and at last "result" or "error".',
     )
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("--images", required=True, type=Path, metavar="DIR")
-    add("--labels", required=True, type=Path, metavar="DIR")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--images", type=Path, metavar="DIR")
+    source.add_argument(
+        "--set", dest="training_set", type=Path, metavar="DIR", help="of corrections"
+    )
+    add("--from", dest="parent", metavar="MODEL", help="weights to go on from")
+    add("-o", "--out", type=Path, help="model file, .safetensors")
+    add("--overwrite", action="store_true", help="replace the model file")
+    add("--half", action="store_true", help="store weights as float16, half the size")
+    add(
+        "--output",
+        choices=("objects", "classes"),
+        help="what labels stand for in a model from scratch (default: objects)",
+    )
+    add("--steps", type=positive, metavar="N")
+    add("--learning-rate", type=float, metavar="RATE")
+    add("--seed", type=int, metavar="N")
+    add("--json", action="store_true", help="print losses and scores as JSON lines")
+    add(
+        "--supervised",
+        action="store_true",
+        help='hear a line "stop" on stdin, which keeps the best so far, and end when '
+        "stdin does",
+    )
+    add_device(parser)
+    labelled = parser.add_argument_group("labelled images")
+    add = labelled.add_argument
+    add("--labels", type=Path, metavar="DIR")
+    add(
+        "--regions",
+        type=Path,
+        metavar="DIR",
+        help="masks of the same name; what lies outside is left out",
+    )
     add("--val-images", type=Path, metavar="DIR", help="to choose the best weights by")
     add("--val-labels", type=Path, metavar="DIR")
     add(
         "--val-fraction",
         type=float,
-        default=0.1,
         metavar="F",
-        help="of the images, held out where there are no others (default: %(default)s)",
+        help=f"of the images, held out where there are no others (default: {HELD_OUT})",
     )
-    add("--from", dest="start", metavar="MODEL", help="weights to go on from")
-    add("-o", "--out", required=True, type=Path, help="model file, .safetensors")
     add(
         "--config",
         type=Path,
         metavar="FILE",
         help='JSON with "model" (what to build) and "training" (how), each optional',
     )
-    add(
-        "--output",
-        choices=("objects", "classes"),
-        default="objects",
-        help="what labels stand for in a model from scratch (default: %(default)s)",
-    )
-    add("--steps", type=positive, metavar="N")
-    add("--seed", type=int, metavar="N")
-    add("--json", action="store_true", help="print losses and scores as JSON lines")
-    add("--overwrite", action="store_true", help="replace the model file")
-    add("--half", action="store_true", help="store weights as float16, half the size")
-    add_device(parser)
+    learn.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> bool:
     """Train, tell the scores, write the model."""
-    from napari_attunet.library import SUFFIX
-    from napari_attunet.model import save_model
-    from napari_attunet.training.trainer import train
-
-    if args.out.suffix != SUFFIX:
-        raise ModelError(f"A model file ends in {SUFFIX}, got {args.out}.")
-    if args.out.exists() and not args.overwrite:
-        raise ModelError(f"{args.out} is there already; --overwrite replaces it.")
-    described, settings = read_recipe(args.config)
-    asked = {"steps": args.steps, "seed": args.seed}
-    settings = dataclasses.replace(
-        settings, **{k: v for k, v in asked.items() if v is not None}
-    )
-    pairs, validation = _pairs(args, settings.seed)
-    start, parent = _start(args, described, pairs, settings)
-    checkpoint = args.out.with_suffix(".checkpoint")
-    steps = train(
-        start,
-        pairs,
-        validation,
-        settings,
-        device=args.device,
-        thread_count=args.threads,
-        checkpoint=checkpoint,
-    )
-    with Bar(1) as bar:
-        show = bar.job(0, args.out.name)
-
-        def tell(progress: Progress) -> None:
-            show(progress)
-            values = progress.values or {}
-            if values.keys() - {"loss", "learning_rate"} or (
-                progress.done == progress.total
-            ):
-                bar.say(_line(progress.done, values, args.json))
-
-        model = drain(steps, tell)
-    model = _named(model, parent)
-    save_model(model, args.out, half=args.half)
-    checkpoint.unlink(missing_ok=True)
-    best = {k: model.spec.training.get(k) for k in ("best_step", "scores")}
-    if args.json:
-        print(json.dumps({"model": model.spec.key, "file": str(args.out), **best}))
-    else:
-        print(f"{args.out}: {model.spec.key}, best at step {best['best_step']}")
+    rank, _ = launched()
+    supervisor = Supervisor() if args.supervised and rank == 0 else None
+    stream = Stream(sys.stdout) if args.json and rank == 0 else None
+    train = _train if args.training_set is None else _train_on_set
+    try:
+        train(args, Teller(stream, supervisor))
+    except Exception as error:
+        if stream is not None:
+            with contextlib.suppress(OSError):  # nobody listens any more
+                stream.error(_sentence(error))
+        raise
     return True
 
 
-def _line(step: int, values: dict[str, float], as_json: bool) -> str:
-    if as_json:
-        return json.dumps({"step": step, **values})
-    return f"step {step}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items())
+def _sentence(error: Exception) -> str:
+    if isinstance(error, (AttUnetError, OSError)):
+        return str(error)
+    return f"Unexpected {type(error).__name__}: {error}"
+
+
+def _train_on_set(args: argparse.Namespace, teller: Teller) -> None:
+    if launched()[1] > 1:
+        raise DataError("--set: a round runs in one process; start no more than one.")
+    learn.train(args, teller)
+
+
+def _train(args: argparse.Namespace, teller: Teller) -> None:
+    from napari_attunet.model import save_model
+    from napari_attunet.training.distributed import joined
+    from napari_attunet.training.trainer import train
+
+    refuse(args, learn.OPTIONS, "goes with --set only")
+    if args.labels is None or args.out is None:
+        raise DataError("Training on --images needs --labels and -o as well.")
+    check_out(args)
+    described, settings = read_recipe(args.config)
+    asked = given(args, ("steps", "learning_rate", "seed"))
+    settings = dataclasses.replace(settings, **asked)
+    pairs, validation = _pairs(args, settings.seed)
+    start, parent = _start(args, described, pairs, settings)
+    checkpoint = args.out.with_suffix(".checkpoint")
+    with joined(args.device) as team:
+        steps = train(
+            start,
+            pairs,
+            validation,
+            settings,
+            device=team.device,
+            thread_count=args.threads,
+            checkpoint=checkpoint,
+            team=team,
+        )
+        if not team.leads:
+            drain(steps)
+            return
+        trained = teller.drain(steps, args.out.name)
+    model = named(trained, parent)
+    save_model(model, args.out, half=args.half)
+    checkpoint.unlink(missing_ok=True)
+    best = {k: model.spec.training.get(k) for k in ("best_step", "scores")}
+    teller.result(
+        {"model": model.spec.key, "file": str(args.out), **best},
+        f"{args.out}: {model.spec.key}, best at step {best['best_step']}",
+    )
 
 
 def read_recipe(path: Path | None) -> tuple[ModelSpec | None, TrainingSettings]:
@@ -173,25 +222,41 @@ def hold_out(count: int, fraction: float, seed: int) -> tuple[list[int], list[in
 def _pairs(args: argparse.Namespace, seed: int) -> tuple[list[Pair], list[Pair]]:
     if (args.val_images is None) != (args.val_labels is None):
         raise DataError("--val-images and --val-labels belong together.")
-    pairs = _read(args.images, args.labels)
+    pairs = _read(args.images, args.labels, args.regions)
     if args.val_images is not None:
         return pairs, _read(args.val_images, args.val_labels)
-    kept, held = hold_out(len(pairs), args.val_fraction, seed)
+    fraction = HELD_OUT if args.val_fraction is None else args.val_fraction
+    kept, held = hold_out(len(pairs), fraction, seed)
     return [pairs[i] for i in kept], [pairs[i] for i in held]
 
 
-def _read(images: Path, labels: Path) -> list[Pair]:
+def _read(images: Path, labels: Path, regions: Path | None = None) -> list[Pair]:
     import numpy as np
 
     from napari_attunet.images import pair_files, read_image, read_labels
     from napari_attunet.training.samples import Pair
 
+    masks = {} if regions is None else dict(pair_files(images, regions))
     pairs = []
-    for image_path, labels_path in pair_files(images, labels):
-        image = read_image(image_path)
+    for path, labels_path in pair_files(images, labels):
+        image = read_image(path)
         pixels = np.asarray(image.data[...])  # trained on from memory
         truth = read_labels(labels_path, image.axes)
-        pairs.append(Pair(pixels, truth, axes=image.axes, name=image_path.name))
+        weight = None
+        if path in masks:
+            weight = (read_labels(masks[path], image.axes) > 0).astype(np.float32)
+            if not weight.any():
+                raise DataError(
+                    f"{masks[path]} marks no region; leave out what is not to count."
+                )
+            if weight.shape != truth.shape:
+                raise DataError(
+                    f"{masks[path]} has the shape {weight.shape}, the labels of its "
+                    f"image {truth.shape}."
+                )
+        pairs.append(
+            Pair(pixels, truth, axes=image.axes, name=path.name, weight=weight)
+        )
     return pairs
 
 
@@ -205,9 +270,9 @@ def _start(
     from napari_attunet.model import load_model
     from napari_attunet.training.transfer import best_adapted
 
-    if args.start is None:
+    if args.parent is None:
         return described or _default_spec(args, pairs), None
-    old = load_model(args.start)
+    old = load_model(args.parent)
     if described is None:
         return old, old.spec.key
     return best_adapted(old, described, pairs, settings), old.spec.key
@@ -224,7 +289,8 @@ def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:
     if axes.endswith("C"):  # elsewhere channels are stains or markers, not colours
         names |= dict.fromkeys((3, 4), ("red", "green", "blue"))
     channels = names.get(count, ())
-    objects = args.output == "objects"
+    output: Literal["objects", "classes"] = args.output or "objects"
+    objects = output == "objects"
     top = max(int(pair.labels.max(initial=0)) for pair in pairs)
     classes: tuple[str, ...] = ("background", "interior", "boundary") if objects else ()
     network = NetworkSpec(
@@ -238,23 +304,5 @@ def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:
         network=network,
         channels=channels,
         classes=classes,
-        output=args.output,
+        output=output,
     )
-
-
-def _named(model: Model, parent: str | None) -> Model:
-    """Give a model that was trained further the next version of its name."""
-    from napari_attunet.library import Library
-
-    if parent is None:
-        return model
-    version = Library().next_version(model.spec.name)
-    if parent.split("@")[0] == model.spec.name:
-        version = max(version, int(parent.split("@")[1]) + 1)
-    spec: Any = dataclasses.replace(
-        model.spec,
-        parent=parent,
-        version=version,
-        training=model.spec.training | {"started_from": parent},
-    )
-    return dataclasses.replace(model, spec=spec)

@@ -169,6 +169,7 @@ class _Child:
                 f"The training could not be started: {error}. Is Python still "
                 f"installed at {command[0]}?"
             ) from error
+        self._silence = 0  # heartbeats since it died
         self._news: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._reader = threading.Thread(
             target=self._read, name="training-events", daemon=True
@@ -176,8 +177,9 @@ class _Child:
         self._reader.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(ValueError):  # closed, though somebody still writes
-            for line in self._process.stdout or ():
+        stdout: Any = self._process.stdout
+        with stdout, contextlib.suppress(ValueError):  # nobody keeps its words any more
+            for line in stdout:
                 event = _event(line)
                 if event is None:  # a library that prints
                     self._words.write(line)
@@ -190,9 +192,12 @@ class _Child:
         try:
             return self._news.get(timeout=HEARTBEAT)
         except queue.Empty:
-            if self.status() is not None:  # what it started keeps its stdout open
-                self._kill_group()
-            return None
+            if self.status() is None:
+                return None
+            # What it started keeps its stdout open, or got away with it.
+            self._kill_group()
+            self._silence += 1
+            return _END if self._silence * HEARTBEAT > 1 else None
 
     def say(self, word: str) -> None:
         """Write a line to the child; one that is dying need not hear it."""
@@ -222,7 +227,7 @@ class _Child:
         self._kill_group()
         self._process.wait()
         self._reader.join(timeout=1)
-        for stream in (self._process.stdin, self._process.stdout, self._words):
+        for stream in (self._process.stdin, self._words):
             if stream is not None:
                 with contextlib.suppress(OSError):  # a word that was never heard
                     stream.close()

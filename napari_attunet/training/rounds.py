@@ -10,51 +10,41 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
-
-from napari_attunet.corrections import Sample, TrainingSet
+from napari_attunet.corrections import TrainingSet
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.library import Entry, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, Progress, Steps
-from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.spec import ModelSpec
+from napari_attunet.training.lessons import (
+    Lessons,
+    anchored,
+    read_lessons,
+    spec_for,
+)
 from napari_attunet.training.record import Contender, Record, Round, read_record
-from napari_attunet.training.samples import Pair, data_hash
+from napari_attunet.training.samples import data_hash
 from napari_attunet.training.settings import RoundSettings
-from napari_attunet.training.trainer import merit_of, train, validation_steps
-from napari_attunet.training.transfer import adapted_spec, best_adapted, blend
+from napari_attunet.training.trainer import train
+from napari_attunet.training.tuning import tuning_steps
+from napari_attunet.training.validation import merit_of, validation_steps
 
 __all__ = ["accept", "run_round"]
 
-#: How far a model goes from its start to where training led it.
-SHARE = 0.75
+R = TypeVar("R")
 
-#: Fewer objects, or pixels of classes, make no meaningful number.
-MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
+#: By part (validation, corrections), then by name.
+Scores = dict[str, dict[str, float]]
+
+#: A Dice from which a model knows this kind of image, so that it is the start to take.
+KNOWN = 0.6
 
 #: By so much a model from scratch must be better than one that had seen more images
 #: before, where little is held out to tell.
 MARGIN = 0.03
-
-#: A new model that nobody described: small and quick.
-FEATURES = (16, 32, 64, 128, 256)
-
-
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """What a round learns from and judges by."""
-
-    learn: list[Pair]
-    validation: list[Pair]
-    everything: list[Pair]
-    output: str
-    ndim: int
-    classes: int
-    trusted: bool
 
 
 def run_round(
@@ -97,20 +87,33 @@ def run_round(
     """
     enough = yield from _tell(Progress(0, 0, "Reading the training set"))
     old = None if parent is None else load_model(parent)
-    data = _read(training_set, settings, old)
-    starts = [s for s in settings.starts if s == "scratch" or old is not None]
+    lessons = read_lessons(training_set, settings)
+    models: dict[str, Model] = {}
+    scores: dict[str, Scores] = {}
+    if old is not None:
+        models["parent"] = old
+        scores["parent"] = yield from _scores(old, lessons, 0, device, thread_count)
+    starts = settings.starts or ("parent", "scratch")
+    if not settings.starts and _knows(scores.get("parent")):
+        starts = ("parent",)
+    starts = tuple(s for s in starts if s == "scratch" or old is not None)
     if not starts:
         raise DataError("There is no model to start from: choose one, or from scratch.")
-    spec = _spec(old, data, settings)
+    spec = spec_for(old, lessons, settings)
     plan = settings.training(spec.network.ndim)
     total = plan.steps * len(starts)
-    record = Record(identity=_identity(old, data, settings), total=total)
+    record = Record(identity=_identity(old, lessons, settings), total=total)
     folder.mkdir(parents=True, exist_ok=True)
     if read_record(folder).identity != record.identity:
         _clear(folder)
     record.write(folder)
 
-    models: dict[str, Model] = {} if old is None else {"parent": old}
+    if old is not None and old.spec.output == lessons.output:
+        learn, stopped = yield from _through(
+            anchored(lessons, old, device, thread_count)
+        )
+        enough |= stopped
+        lessons = dataclasses.replace(lessons, learn=learn)
     for number, start in enumerate(starts):
         name = {"parent": "tuned", "scratch": "scratch"}[start]
         file = folder / f"{name}.safetensors"
@@ -121,7 +124,7 @@ def run_round(
             continue
         before = number * plan.steps
         steps = _learn(
-            start, old, spec, data, settings, file, device, thread_count, preview
+            start, old, spec, lessons, settings, file, device, thread_count, preview
         )
         try:
             progress = next(steps)
@@ -146,17 +149,20 @@ def run_round(
     contenders = []
     for name, model in models.items():
         yield from _tell(Progress(total, total, f"Comparing ({name})"))
-        scores = yield from _scores(model, data, total, device, thread_count)
+        if name not in scores:
+            scores[name] = yield from _scores(
+                model, lessons, total, device, thread_count
+            )
         contenders.append(
             Contender(
                 name=name,
                 model=model.spec.key,
-                scores=scores,
-                merit=_merit(scores, trusted=data.trusted),
+                scores=scores[name],
+                merit=_merit(scores[name], trusted=lessons.trusted),
                 file=None if name == "parent" else f"{name}.safetensors",
             )
         )
-    outcome = _propose(contenders, trusted=data.trusted)
+    outcome = _propose(contenders, trusted=lessons.trusted)
     dataclasses.replace(record, done=total, outcome=outcome).write(folder)
     return outcome
 
@@ -168,6 +174,22 @@ def _tell(progress: Progress) -> Generator[Progress, None, bool]:
     except Enough:
         return True
     return False
+
+
+def _through(
+    steps: Steps[R], total: int = 0
+) -> Generator[Progress, None, tuple[R, bool]]:
+    """Go through steps that cannot end early.
+
+    Returns their result, and whether `Enough` was thrown in.
+    """
+    enough = False
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            return end.value, enough
+        enough |= yield from _tell(Progress(total, total, progress.message))
 
 
 def accept(folder: Path, name: str, library: Library) -> Entry:
@@ -185,128 +207,11 @@ def accept(folder: Path, name: str, library: Library) -> Entry:
     raise ModelError(f"The round in {folder} has no model {name!r} to accept.")
 
 
-# --- what is learnt from --------------------------------------------------------------
-
-
-def _read(
-    training_set: TrainingSet, settings: RoundSettings, old: Model | None
-) -> _Data:
-    """Return the samples in use as pairs: to learn from, held out, and both."""
-    samples = [s for s in training_set.samples() if s.used]
-    if not samples:
-        raise DataError(
-            "The training set is empty: add an image with its corrected labels first."
-        )
-    output = _the_one(samples, "output", "show", settings.output)
-    ndim = _the_one(samples, "ndim", "are for networks of dimensions", None)
-    learn: list[Pair] = []
-    validation: list[Pair] = []
-    everything: list[Pair] = []
-    top = held_pixels = held_objects = 0
-    for sample in samples:
-        correction = training_set.read(sample)
-        truth = correction.truth()
-        held = sample.validation_mask()
-        top = max(top, int(truth.labels.max(initial=0)))
-
-        def pair(weight: Any, correction: Any = correction, truth: Any = truth) -> Pair:
-            return Pair(
-                np.asarray(correction.image),
-                truth.labels,
-                correction.axes,
-                correction.name,
-                np.asarray(weight, np.float32),
-            )
-
-        known = truth.weight > 0
-        held_pixels += int(np.count_nonzero(known & held))
-        held_objects += int(np.count_nonzero(np.unique(truth.labels[known & held])))
-        for pairs, weight in (
-            (learn, truth.weight * sample.training_mask()),
-            (validation, known & held),
-            (everything, known),
-        ):
-            if weight.any():
-                pairs.append(pair(weight))
-    if not learn:
-        raise DataError(
-            "All of the training set is held out for validation: add another image."
-        )
-    return _Data(
-        learn,
-        validation,
-        everything,
-        output,
-        ndim,
-        top + 1,
-        held_pixels >= MEANINGFUL_PIXELS
-        if output == "classes"
-        else held_objects >= MEANINGFUL_OBJECTS,
-    )
-
-
-def _the_one(samples: Sequence[Sample], field: str, verb: str, wanted: Any) -> Any:
-    """Return what all samples agree in."""
-    values = {getattr(s, field) for s in samples} | ({wanted} - {None})
-    if len(values) > 1:
-        kinds = "; ".join(
-            f"{', '.join(s.name for s in samples if getattr(s, field) == v)}: {v}"
-            for v in sorted(values, key=str)
-        )
-        raise DataError(
-            f"The samples in use {verb} different things ({kinds}): switch some of "
-            "them off, and train on one kind at a time."
-        )
-    return values.pop()
-
-
-def _spec(old: Model | None, data: _Data, settings: RoundSettings) -> ModelSpec:
-    """Return what is built: like the parent, for these channels and classes."""
-    objects = data.output == "objects"
-    if old is not None and settings.network is None:
-        spec = dataclasses.replace(old.spec, parent=old.spec.key, training={})
-    else:
-        network = settings.network or NetworkSpec(
-            ndim=3 if data.ndim == 3 else 2, features=FEATURES
-        )
-        spec = ModelSpec(
-            name=settings.name or (old.spec.name if old else "my-model"),
-            parent=old.spec.key if old else None,
-            network=dataclasses.replace(network, in_channels=1, out_channels=3),
-            channels=("grey",),
-            classes=("background", "interior", "boundary"),
-            output="objects",
-        )
-    if spec.network.ndim != data.ndim:
-        raise DataError(
-            f"The samples are for {data.ndim}D networks, but {spec.name} has "
-            f"{spec.network.ndim} dimensions: choose another model to start from."
-        )
-    if objects != (spec.output == "objects"):
-        count = 3 if objects else max(2, data.classes)
-        spec = dataclasses.replace(
-            spec,
-            network=dataclasses.replace(spec.network, out_channels=count),
-            classes=("background", "interior", "boundary") if objects else (),
-            colors=(),
-            output=data.output,  # type: ignore[arg-type]
-        )
-    elif not objects and data.classes > spec.n_classes:
-        new = tuple(f"class {i}" for i in range(spec.n_classes, data.classes))
-        spec = dataclasses.replace(
-            spec,
-            network=dataclasses.replace(spec.network, out_channels=data.classes),
-            classes=spec.classes + new,
-            colors=(),
-        )
-    return adapted_spec(spec, data.learn)
-
-
-def _identity(old: Model | None, data: _Data, settings: RoundSettings) -> str:
+def _identity(old: Model | None, lessons: Lessons, settings: RoundSettings) -> str:
     """Return what makes two rounds the same, as a hash."""
     digest = hashlib.sha256()
-    facts = [dataclasses.asdict(settings), data_hash(data.learn)]
-    facts += [data_hash(data.validation), data_hash(data.everything)]
+    facts = [dataclasses.asdict(settings), data_hash(lessons.learn)]
+    facts += [data_hash(lessons.validation), data_hash(lessons.everything)]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     if old is not None:
         digest.update(old.spec.key.encode())
@@ -329,7 +234,7 @@ def _learn(
     start: str,
     old: Model | None,
     spec: ModelSpec,
-    data: _Data,
+    lessons: Lessons,
     settings: RoundSettings,
     file: Path,
     device: str,
@@ -338,59 +243,50 @@ def _learn(
 ) -> Steps[Model]:
     """Train one contender."""
     plan = settings.training(spec.network.ndim)
-    begin: Model | ModelSpec = spec
-    if start == "parent" and old is not None:
-        yield Progress(0, plan.steps, "Preparing")
-        begin = best_adapted(old, spec, data.learn, plan)
-    else:
-        plan = dataclasses.replace(plan, freeze="nothing")
-
-    def as_it_is(model: Model) -> Model:
-        return blend(begin, model, SHARE) if isinstance(begin, Model) else model
 
     def show(model: Model) -> None:
         if preview is not None:
-            save_model(as_it_is(model), preview)
+            save_model(model, preview)
 
-    trained = yield from train(
-        begin,
-        data.learn,
-        data.validation,
-        plan,
-        device=device,
-        thread_count=thread_count,
-        checkpoint=file.with_suffix(".checkpoint"),
-        preview=show,
-    )
-    return as_it_is(trained)
+    options: dict[str, Any] = {
+        "device": device,
+        "thread_count": thread_count,
+        "checkpoint": file.with_suffix(".checkpoint"),
+        "preview": show,
+    }
+    pairs = lessons.learn, lessons.validation
+    if start == "parent" and old is not None:
+        return (yield from tuning_steps(old, spec, *pairs, plan, **options))
+    plan = dataclasses.replace(plan, freeze="nothing")
+    return (yield from train(spec, *pairs, plan, **options))
 
 
 def _scores(
-    model: Model, data: _Data, total: int, device: str, thread_count: int | None
-) -> Steps[dict[str, dict[str, float]]]:
+    model: Model, lessons: Lessons, total: int, device: str, thread_count: int | None
+) -> Steps[Scores]:
     """Score a model where nothing was learnt, and on all that was corrected."""
-    if model.spec.output != data.output:  # it says something else
+    if model.spec.output != lessons.output:  # it says something else
         return {"validation": {}, "corrections": {}}
-    found: dict[str, dict[str, float]] = {}
+    found: Scores = {}
     for part, pairs in (
-        ("validation", data.validation),
-        ("corrections", data.everything),
+        ("validation", lessons.validation),
+        ("corrections", lessons.everything),
     ):
         found[part] = {}
         if not pairs:
             continue
         steps = validation_steps(model, pairs, device=device, threads=thread_count)
-        while True:
-            try:
-                progress = next(steps)
-            except StopIteration as end:
-                found[part] = end.value
-                break
-            yield from _tell(Progress(total, total, progress.message))
+        found[part], _ = yield from _through(steps, total)
     return found
 
 
-def _merit(scores: dict[str, dict[str, float]], *, trusted: bool) -> float:
+def _knows(scores: Scores | None) -> bool:
+    """Return whether a model does so well that starting from scratch is in vain."""
+    found = (scores or {}).get("corrections", {})
+    return found.get("dice", 0.0) >= KNOWN
+
+
+def _merit(scores: Scores, *, trusted: bool) -> float:
     """Return the number that models are ranked by.
 
     Where little is held out, that is the Dice, which wavers less than counts of

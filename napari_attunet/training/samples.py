@@ -125,10 +125,13 @@ class CropSampler:
         self._crop = _usable_crop(settings, spec)
         self._vary = intensity_transform(settings.augmentation)
 
-    def batch(self, step: int) -> Batch:
-        """Return the batch of that step."""
-        rng = np.random.default_rng((self._settings.seed, step))
-        crops = [self._draw(rng) for _ in range(self._settings.batch_size)]
+    def batch(self, step: int, part: Sequence[int] | None = None) -> Batch:
+        """Return the batch of that step, or the crops of it that are asked for."""
+        seed, size = self._settings.seed, self._settings.batch_size
+        crops = [
+            self._draw(np.random.default_rng((seed, step, i)))
+            for i in (range(size) if part is None else part)
+        ]
         images, targets, weights = zip(*crops, strict=True)
         return Batch(torch.stack(images), torch.stack(targets), torch.stack(weights))
 

@@ -136,11 +136,11 @@ class TrainingSettings:
 #: the bundled models; see benchmarks/learning.py.
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
-        "steps": 100,
+        "steps": 200,
         "learning_rate": 3e-3,
         "warmup": 10,
         "average": 0.95,
-        "validate_every": 50,
+        "validate_every": 100,
     },
     "thorough": {
         "steps": 1000,
@@ -166,6 +166,7 @@ class RoundSettings:
         About half a minute, or minutes.
     starts : tuple of str
         What is tried: ``"parent"`` trains the model further, ``"scratch"`` a new one.
+        By default both, unless the model does well already.
     freeze : {"nothing", "encoder"}
         What keeps the parent's weights.
     steps, learning_rate : optional
@@ -183,7 +184,7 @@ class RoundSettings:
     """
 
     effort: Literal["quick", "thorough"] = "quick"
-    starts: tuple[Literal["parent", "scratch"], ...] = ("parent", "scratch")
+    starts: tuple[Literal["parent", "scratch"], ...] = ()
     freeze: Literal["nothing", "encoder"] = "nothing"
     steps: int | None = None
     learning_rate: float | None = None
@@ -195,7 +196,6 @@ class RoundSettings:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check(bool(self.starts), "A round needs something to start from.")
         check(
             0 <= self.augmentation <= 2,
             f"Augmentation lies in [0, 2], got {self.augmentation}.",

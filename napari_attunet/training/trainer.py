@@ -13,21 +13,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from napari_attunet import evaluation
 from napari_attunet.atomic import replacing
 from napari_attunet.devices import choose_device, threads
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
-from napari_attunet.progress import Enough, Progress, Steps, drain
-from napari_attunet.segmenter import Segmenter
+from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.spec import ModelSpec
+from napari_attunet.training.distributed import Team
 from napari_attunet.training.losses import segmentation_loss
 from napari_attunet.training.samples import (
     CropSampler,
@@ -37,8 +33,9 @@ from napari_attunet.training.samples import (
     view_of,
 )
 from napari_attunet.training.settings import TrainingSettings
+from napari_attunet.training.validation import merit_of, validation_steps
 
-__all__ = ["merit_of", "train", "validate", "validation_steps"]
+__all__ = ["train"]
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +44,6 @@ CHECKPOINT_SECONDS = 60.0
 
 #: How often whoever watches is shown the weights as they are.
 PREVIEW_SECONDS = 3.0
-
-#: Pixels around what is validated that the network gets to see.
-CONTEXT = 48
 
 #: Gradients are clipped to this norm: a rare crop must not throw the weights away.
 GRADIENT_NORM = 5.0
@@ -65,6 +59,7 @@ def train(
     thread_count: int | None = None,
     checkpoint: Path | None = None,
     preview: Callable[[Model], object] | None = None,
+    team: Team | None = None,
 ) -> Steps[Model]:
     """Train a model, from given weights or from scratch.
 
@@ -86,6 +81,10 @@ def train(
         from it.
     preview : callable, optional
         Called with the averaged model every few seconds.
+    team : Team, optional
+        Processes that share this training: each calls this function with the same
+        arguments but for its own device. The first one validates, writes checkpoints
+        and previews, and may stop; all return its model.
 
     Returns
     -------
@@ -97,10 +96,15 @@ def train(
     Raises
     ------
     DataError
-        If images or labels cannot be used, or the loss stops being a number.
+        If images or labels cannot be used, there are fewer crops than processes, or
+        the loss stops being a number.
     ModelError
         If the checkpoint belongs to another training.
+    Cancelled, TrainingError
+        If another process has stopped, or is gone.
     """
+    team = team or Team()
+    team.part(settings.batch_size)
     spec = start.spec if isinstance(start, Model) else start
     yield Progress(0, settings.steps, "Preparing images")
     sampler = CropSampler(pairs, spec, settings)
@@ -108,45 +112,67 @@ def train(
         check_labels(pair, view_of(pair, spec), spec)
     identity = _identity(start, pairs, validation, settings)
     chosen = choose_device(device)
-    state = _State(start, settings, chosen.name)
-    if checkpoint is not None and checkpoint.exists():
-        state.load(checkpoint, identity)
+    first, saved = team.of_first(lambda: (identity, _read(checkpoint, identity)))
+    if first != identity:
+        raise DataError(
+            f"Process {team.rank} was given other images, settings or another start "
+            "than the first: let all read the same files."
+        )
+    state = _State(start, settings, chosen.name, team)
+    if saved is not None:
+        state.restore(saved)
     began = time.perf_counter()
-    saved = shown = time.monotonic()
-    while state.step < settings.steps:
+
+    def advance() -> float:
         with threads(thread_count):
-            loss = state.advance(sampler)
-        if not math.isfinite(loss):
-            raise DataError(
-                f"The loss became {loss} at step {state.step}: lower the learning "
-                "rate, and look for images that hold no finite values."
-            )
-        values = {"loss": loss, "learning_rate": state.rate}
-        last = state.step == settings.steps
-        try:
-            if state.step % settings.validate_every == 0 or last:
-                scores: dict[str, float] = {}
-                if validation:
-                    scores = yield from _validation(
-                        state, validation, settings.steps, device, thread_count
-                    )
-                state.keep(scores)
-                values |= scores
-                state.history.append({"step": state.step, **values})
-                saved = 0.0  # validated scores are dear
-            if checkpoint is not None and time.monotonic() - saved > CHECKPOINT_SECONDS:
-                state.save(checkpoint, identity)
-                saved = time.monotonic()
-            if preview is not None and time.monotonic() - shown > PREVIEW_SECONDS:
-                preview(state.averaged())
-                shown = time.monotonic()
-            yield Progress(state.step, settings.steps, "Training", values)
-        except GeneratorExit:  # stopped: go on from here the next time
-            if checkpoint is not None and not last:
-                state.save(checkpoint, identity)
-            raise
-        except Enough:
-            break
+            return state.advance(sampler)
+
+    if not team.leads:
+        for _ in team.follow(advance):
+            yield Progress(state.step, settings.steps, "Training")
+        return Model.from_weights(*team.of_first(lambda: (spec, state.best_weights)))
+    with team.leading():
+        saved_at = shown_at = time.monotonic()
+        while state.step < settings.steps:
+            with team.step():
+                loss = advance()
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"The loss became {loss} at step {state.step}: lower the learning "
+                    "rate, and look for images that hold no finite values."
+                )
+            values = {"loss": loss, "learning_rate": state.rate}
+            last = state.step == settings.steps
+            try:
+                if state.step % settings.validate_every == 0 or last:
+                    scores: dict[str, float] = {}
+                    if validation:
+                        scores = yield from _validation(
+                            state,
+                            validation,
+                            settings.steps,
+                            device,
+                            thread_count,
+                            team,
+                        )
+                    state.keep(scores)
+                    values |= scores
+                    state.history.append({"step": state.step, **values})
+                    saved_at = 0.0  # validated scores are dear
+                now = time.monotonic()
+                if checkpoint is not None and now - saved_at > CHECKPOINT_SECONDS:
+                    state.save(checkpoint, identity)
+                    saved_at = time.monotonic()
+                if preview is not None and now - shown_at > PREVIEW_SECONDS:
+                    preview(state.averaged())
+                    shown_at = time.monotonic()
+                yield Progress(state.step, settings.steps, "Training", values)
+            except GeneratorExit:  # stopped: go on from here the next time
+                if checkpoint is not None and not last:
+                    state.save(checkpoint, identity)
+                raise
+            except Enough:
+                break
     if not (validation and state.best_step):
         state.keep({})
     record = {
@@ -159,6 +185,7 @@ def train(
         },
         "started_from": start.spec.key if isinstance(start, Model) else None,
         "device": str(chosen),
+        "processes": team.size,
         "torch": torch.__version__,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "best_step": state.best_step,
@@ -167,11 +194,16 @@ def train(
         "seconds": round(time.perf_counter() - began, 1),
     }
     trained = dataclasses.replace(spec, training=record)
-    return Model.from_weights(trained, state.best_weights)
+    return Model.from_weights(*team.of_first(lambda: (trained, state.best_weights)))
 
 
 def _validation(
-    state: _State, pairs: Sequence[Pair], total: int, device: str, threads: int | None
+    state: _State,
+    pairs: Sequence[Pair],
+    total: int,
+    device: str,
+    threads: int | None,
+    team: Team,
 ) -> Steps[dict[str, float]]:
     """Validate the averaged weights, as a part of training."""
     steps = validation_steps(state.averaged(), pairs, device=device, threads=threads)
@@ -181,105 +213,23 @@ def _validation(
         except StopIteration as end:
             scores: dict[str, float] = end.value
             return scores
+        team.wait()
         yield Progress(state.step, total, "Validating")
-
-
-def validate(
-    model: Model,
-    pairs: Sequence[Pair],
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-) -> dict[str, float]:
-    """Return the scores of a model on labelled images; see `validation_steps`."""
-    return drain(validation_steps(model, pairs, device=device, threads=threads))
-
-
-def validation_steps(
-    model: Model,
-    pairs: Sequence[Pair],
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-) -> Steps[dict[str, float]]:
-    """Score a model on labelled images, where their weight is above 0.
-
-    ``dice`` for classes is the mean over foreground classes that occur; objects have
-    ``dice`` of the foreground, ``ap50`` (mean over images), ``ap50_pooled`` and
-    ``ap70``. Of an image of which little counts only that part is segmented.
-    """
-    segmenter = Segmenter(model, device=device, threads=threads)
-    results = []
-    for number, pair in enumerate(pairs):
-        region = _region_of(pair)
-        steps = segmenter.steps(pair.image, axes=pair.axes, region=region)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                found = end.value.labels
-                break
-            yield Progress(number, len(pairs), f"Validating {pair.name}")
-        truth = np.asarray(pair.labels)
-        if pair.weight is not None:
-            part = (...,) if region is None else tuple(region)
-            counts = pair.weight[part] > 0
-            found, truth = found * counts, truth[part] * counts
-        results.append((found, truth))
-    if model.spec.output == "classes":
-        return {"dice": _mean_class_dice(results, model.spec.n_classes)}
-    scores = evaluation.score(results)
-    return {
-        "dice": scores.dice,
-        "ap50": scores.ap50,
-        "ap50_pooled": scores.ap50_pooled,
-        "ap70": scores.ap70,
-    }
-
-
-def _region_of(pair: Pair) -> list[slice] | None:
-    """Return the box around all that counts, with some context; None if it is all."""
-    if pair.weight is None or not (pair.weight == 0).any():
-        return None
-    boxes = ndimage.find_objects((pair.weight > 0).astype(np.int8))
-    if not boxes:
-        return None
-    # Walked axes get context too, which costs little where it is anything.
-    axes = pair.axes or "TZYX"[-pair.weight.ndim :]
-    reach = [CONTEXT if a in "YX" else 0 for a in axes.replace("C", "")]
-    return [
-        slice(max(0, b.start - r), min(n, b.stop + r))
-        for b, r, n in zip(boxes[0], reach, pair.weight.shape, strict=True)
-    ]
-
-
-def _mean_class_dice(
-    results: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], n_classes: int
-) -> float:
-    """Return the mean over images and foreground classes that are there or found."""
-    values = [
-        dice
-        for found, truth in results
-        for c, dice in enumerate(evaluation.class_dice(found, truth, n_classes))
-        if c > 0 and ((found == c).any() or (truth == c).any())
-    ]
-    return float(np.mean(values)) if values else 1.0
-
-
-def merit_of(scores: dict[str, float]) -> float:
-    """Return the one number that the best weights are chosen by."""
-    names = ("dice", "ap50", "ap50_pooled")
-    return float(np.mean([scores[n] for n in names if n in scores]))
 
 
 class _State:
     """All that changes while training, and how it is kept in a checkpoint."""
 
     def __init__(
-        self, start: Model | ModelSpec, settings: TrainingSettings, device: str
+        self,
+        start: Model | ModelSpec,
+        settings: TrainingSettings,
+        device: str,
+        team: Team,
     ) -> None:
         self._settings = settings
         self._device = device
+        self._team = team
         if isinstance(start, Model):
             model = Model.from_weights(start.spec, start.network.state_dict())
         else:
@@ -289,6 +239,7 @@ class _State:
         if settings.freeze == "encoder":
             # In evaluation mode its running statistics stay, too.
             self.network.encoder.requires_grad_(False).eval()
+        self._explain = team.parallel(self.network)
         self._average = AveragedModel(
             self.network,
             multi_avg_fn=get_ema_multi_avg_fn(settings.average),
@@ -308,9 +259,10 @@ class _State:
         self.best_weights = self._weights()
 
     def advance(self, sampler: CropSampler) -> float:
-        """Take one optimiser step and return its loss."""
-        settings = self._settings
-        batch = sampler.batch(self.step)
+        """Take one optimiser step, on this process's part, and return its loss."""
+        settings, team = self._settings, self._team
+        count = settings.batch_size
+        batch = sampler.batch(self.step, team.part(count))
         self.rate = settings.learning_rate * _schedule(self.step, settings)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate
@@ -319,17 +271,17 @@ class _State:
         with torch.autocast(
             kind, torch.bfloat16, enabled=settings.half_precision and kind != "mps"
         ):
-            explained = self.network.explain(images)
+            explained = self._explain(images)
         loss = segmentation_loss(
-            explained.logits,
-            batch.targets.to(self._device),
-            batch.weights.to(self._device),
+            team.gather(explained.logits.float(), count),
+            team.gather(batch.targets.to(self._device), count),
+            team.gather(batch.weights.to(self._device), count),
             class_weights=settings.class_weights,
             dice_weight=settings.dice_weight,
-            auxiliary=explained.auxiliary,
+            auxiliary=[team.gather(a.float(), count) for a in explained.auxiliary],
         )
         self._optimizer.zero_grad()
-        loss.backward()
+        (loss * team.size).backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         self._optimizer.step()
         self.step += 1
@@ -372,28 +324,34 @@ class _State:
         with replacing(path) as temporary:
             torch.save(state, temporary)
 
-    def load(self, path: Path, identity: str) -> None:
-        """Go on from a checkpoint of the same training."""
-        try:
-            state: Any = torch.load(path, map_location=self._device, weights_only=True)
-        except Exception as error:
-            raise ModelError(
-                f"The checkpoint {path} cannot be read ({error}). Delete it to begin "
-                "anew."
-            ) from error
-        if not isinstance(state, dict) or state.get("identity") != identity:
-            raise ModelError(
-                f"The checkpoint {path} belongs to another training (data, start or "
-                "settings differ). Delete it to begin anew, or choose another."
-            )
-        self.step = state["step"]
-        self.network.load_state_dict(state["network"])
-        self._average.load_state_dict(state["average"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self.history = state["history"]
-        self.best_step, self.best_merit, self.best_scores = state["best"]
-        self.best_weights = state["best_weights"]
-        logger.info("resumed %s at step %d", path, self.step)
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Go on from what was saved."""
+        self.step = saved["step"]
+        self.network.load_state_dict(saved["network"])
+        self._average.load_state_dict(saved["average"])
+        self._optimizer.load_state_dict(saved["optimizer"])
+        self.history = saved["history"]
+        self.best_step, self.best_merit, self.best_scores = saved["best"]
+        self.best_weights = saved["best_weights"]
+
+
+def _read(path: Path | None, identity: str) -> dict[str, Any] | None:
+    """Return what a checkpoint of the same training holds, if there is one."""
+    if path is None or not path.exists():
+        return None
+    try:
+        saved: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"The checkpoint {path} cannot be read ({error}). Delete it to begin anew."
+        ) from error
+    if not isinstance(saved, dict) or saved.get("identity") != identity:
+        raise ModelError(
+            f"The checkpoint {path} belongs to another training (data, start or "
+            "settings differ). Delete it to begin anew, or choose another."
+        )
+    logger.info("resuming %s at step %d", path, saved["step"])
+    return saved
 
 
 def _schedule(step: int, settings: TrainingSettings) -> float:

@@ -1,14 +1,17 @@
-"""A tiny model with random weights, and images for it."""
+"""A tiny model with random weights, images for it, their labels, an empty shelf."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tifffile
 
 from napari_attunet.cli import main
+from napari_attunet.images import read_image, write_labels
+from napari_attunet.library import Library
 from napari_attunet.model import Model, save_model
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
@@ -48,3 +51,18 @@ def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, st
         return code, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def truths(tmp_path: Path, folder: Path) -> Path:
+    for path in folder.iterdir():
+        image = read_image(path).data
+        truth = (image > np.median(image)).astype(np.int32)
+        write_labels(tmp_path / "labels" / f"{path.name[0]}.png", truth, axes="YX")
+    return tmp_path / "labels"
+
+
+@pytest.fixture
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
+    monkeypatch.setenv("NAPARI_ATTUNET_MODELS", str(tmp_path / "shelf"))
+    return Library()

@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 
-from napari_attunet.cli import main, train
+from napari_attunet.cli import main
 from napari_attunet.cli.console import Bar, report, table
-from napari_attunet.errors import DataError, ModelError
+from napari_attunet.errors import DataError
 from napari_attunet.evaluation import score
 from napari_attunet.images import read_image, write_labels
-from napari_attunet.library import Library, read_spec
+from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Progress
 from napari_attunet.segmenter import Segmenter
@@ -89,15 +88,6 @@ def test_bar_shows_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> No
 # --- evaluate -------------------------------------------------------------------------
 
 
-@pytest.fixture
-def truths(tmp_path: Path, folder: Path) -> Path:
-    for path in folder.iterdir():
-        image = read_image(path).data
-        truth = (image > np.median(image)).astype(np.int32)
-        write_labels(tmp_path / "labels" / f"{path.name[0]}.png", truth, axes="YX")
-    return tmp_path / "labels"
-
-
 def test_evaluate_prints_the_scores(
     call: Call, folder: Path, truths: Path, model_file: Path
 ) -> None:
@@ -151,12 +141,6 @@ def test_evaluate_classes(
 
 
 # --- models ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Library:
-    monkeypatch.setenv("NAPARI_ATTUNET_MODELS", str(tmp_path / "shelf"))
-    return Library()
 
 
 def test_models_come_and_go(
@@ -237,102 +221,3 @@ def test_demo_hands_over_to_the_viewer(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     assert "needs napari" in call("demo")[2]
     assert len(shown) == 2
-
-
-# --- train ----------------------------------------------------------------------------
-
-
-def test_hold_out() -> None:
-    kept, held = train.hold_out(20, 0.1, seed=1)
-    assert sorted(kept + held) == list(range(20))
-    assert len(held) == 2
-    assert train.hold_out(20, 0.1, seed=1) == (kept, held)
-    assert train.hold_out(20, 0.1, seed=2) != (kept, held)
-    assert [len(part) for part in train.hold_out(2, 0.01, seed=0)] == [1, 1]
-    assert train.hold_out(1, 0.5, seed=0) == ([0], [])
-    assert train.hold_out(3, 0, seed=0) == ([0, 1, 2], [])
-    with pytest.raises(DataError, match="hold out"):
-        train.hold_out(3, 1, seed=0)
-
-
-def test_recipes(tmp_path: Path) -> None:
-    path = tmp_path / "recipe.json"
-    path.write_text('{"training": {"steps": 7}}')
-    spec, settings = train.read_recipe(path)
-    assert (spec, settings.steps) == (None, 7)
-    path.write_text('{"model": {"name": "x", "network": {"features": [4, 8]}}}')
-    spec, _ = train.read_recipe(path)
-    assert spec is not None
-    assert spec.network.features == (4, 8)
-    for text in ("{", "[]", '{"steps": 7}', '{"training": {"stepz": 7}}'):
-        path.write_text(text)
-        with pytest.raises(ModelError, match=r"recipe\.json"):
-            train.read_recipe(path)
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.json"
-    settings = {"crop": [32, 32], "batch_size": 1, "validate_every": 2}
-    path.write_text(json.dumps({"training": settings}))
-    return path
-
-
-def test_train_writes_a_new_version(
-    call: Call,
-    tmp_path: Path,
-    folder: Path,
-    truths: Path,
-    model_file: Path,
-    recipe: Path,
-    shelf: Library,
-) -> None:
-    out = tmp_path / "better.safetensors"
-    arguments = ("train", "--images", folder, "--labels", truths, "-o", out)
-    arguments += (
-        "--config",
-        recipe,
-        "--from",
-        model_file,
-        "--steps",
-        "3",
-        "--threads",
-        1,
-    )
-    code, told, errors = call(*arguments, "--json")
-    assert (code, errors) == (0, "")
-    lines = [json.loads(line) for line in told.splitlines()]
-    assert [line.get("step") for line in lines] == [2, 3, None]
-    assert "ap50" in lines[0]
-    spec = read_spec(out)
-    assert (spec.key, spec.parent) == ("tiny@2", "tiny@1")
-    assert spec.training["settings"]["steps"] == 3
-    assert spec.training["data"]["validation_images"] == 1
-    assert sorted(p.name for p in tmp_path.glob("better*")) == [out.name]
-    old, new = (load_model(p).network.state_dict() for p in (model_file, out))
-    assert any((old[k] != new[k]).any() for k in old)
-    code, _, errors = call(*arguments)
-    assert code == 1
-    assert "--overwrite" in errors
-
-
-def test_train_from_scratch_fits_the_images(
-    call: Call, tmp_path: Path, recipe: Path
-) -> None:
-    rng = np.random.default_rng(0)
-    for name in "ab":
-        rgb = rng.integers(0, 255, (32, 32, 3), np.uint8)
-        (tmp_path / "rgb").mkdir(exist_ok=True)
-        tifffile.imwrite(tmp_path / "rgb" / f"{name}.tif", rgb, photometric="rgb")
-        labels = (rgb[..., 0] > 128).astype(np.int32)
-        write_labels(tmp_path / "rgb-labels" / f"{name}.tif", labels, axes="YX")
-    code, _, errors = call(
-        *("train", "--images", tmp_path / "rgb", "--labels", tmp_path / "rgb-labels"),
-        *("-o", tmp_path / "mine.safetensors", "--config", recipe, "--steps", 1),
-        *("--output", "classes", "--val-fraction", 0, "--threads", 1, "--half"),
-    )
-    assert (code, errors) == (0, "")
-    spec = read_spec(tmp_path / "mine.safetensors")
-    assert (spec.key, spec.parent, spec.output) == ("mine@1", None, "classes")
-    assert spec.channels == ("red", "green", "blue")
-    assert spec.n_classes == 2

@@ -15,6 +15,7 @@ from napari_attunet.progress import Enough, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training import rounds
+from napari_attunet.training.lessons import anchored, read_lessons
 from napari_attunet.training.record import Contender, read_record, unfinished
 from napari_attunet.training.rounds import accept, run_round
 from napari_attunet.training.settings import RoundSettings
@@ -244,3 +245,35 @@ def test_what_is_open_is_found(training_set):
     (folder / "round.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="format 99"):
         read_record(folder)
+
+
+@pytest.fixture
+def sparse(tmp_path):
+    """A set in which a few objects of an image were painted."""
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    found = TrainingSet(tmp_path / "sparse")
+    found.add(correction(image, np.where(labels <= 3, labels, 0), extent="painted"))
+    return found
+
+
+def test_what_the_parent_is_sure_of_counts_a_little(sparse):
+    lessons = read_lessons(sparse, SETTINGS)
+    (before,), (unknown,) = lessons.learn, lessons.unknown
+    model = load_model("nuclei-fluorescence")
+    (after,) = drain(anchored(lessons, model, "cpu", None))
+    known = before.weight > 0
+    np.testing.assert_array_equal(after.labels[known], before.labels[known])
+    np.testing.assert_array_equal(after.weight[known], before.weight[known])
+    assert set(np.unique(after.weight[~known])) <= {np.float32(0), np.float32(0.1)}
+    assert (after.weight[unknown] > 0).any()
+    assert not (after.weight[~unknown & ~known] > 0).any()
+
+
+def test_what_is_held_out_is_no_anchor_either(training_set, parent):
+    lessons = read_lessons(training_set, SETTINGS)
+    for pair, held in zip(lessons.learn, lessons.validation, strict=False):
+        assert not ((pair.weight > 0) & (held.weight > 0)).any()
+    for pair in drain(anchored(lessons, load_model(parent), "cpu", None)):
+        for held in lessons.validation:
+            if np.array_equal(pair.image, held.image):
+                assert not ((pair.weight > 0) & (held.weight > 0)).any()

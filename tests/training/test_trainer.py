@@ -8,12 +8,13 @@ import torch
 
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
-from napari_attunet.progress import drain
+from napari_attunet.progress import Progress, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import Augmentation, TrainingSettings
-from napari_attunet.training.trainer import train, validate
+from napari_attunet.training.trainer import train
+from napari_attunet.training.validation import validate
 
 PAIRS = [Pair(*synthetic_nuclei((64, 64), seed=s)) for s in (0, 1)]
 HELD_OUT = [Pair(*synthetic_nuclei((64, 64), seed=2))]
@@ -138,7 +139,12 @@ def test_the_best_weights_are_kept_not_the_last(monkeypatch):
     from napari_attunet.training import trainer
 
     dice = iter([0.2, 0.9, 0.1])
-    monkeypatch.setattr(trainer, "validate", lambda *a, **k: {"dice": next(dice)})
+
+    def scored(*args, **options):
+        yield Progress(0, 1)
+        return {"dice": next(dice)}
+
+    monkeypatch.setattr(trainer, "validation_steps", scored)
     model = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
     assert model.spec.training["best_step"] == 4
     assert model.spec.training["scores"] == {"dice": 0.9}

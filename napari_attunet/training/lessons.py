@@ -1,0 +1,217 @@
+"""What a round learns from: samples in use, and a specification that suits them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from napari_attunet.corrections import Sample, TrainingSet
+from napari_attunet.errors import DataError
+from napari_attunet.model import Model
+from napari_attunet.progress import Progress, Steps
+from napari_attunet.segmenter import Segmenter
+from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.training.samples import Pair
+from napari_attunet.training.settings import RoundSettings
+from napari_attunet.training.transfer import adapted_spec
+
+__all__ = ["Lessons", "anchored", "read_lessons", "spec_for"]
+
+#: Fewer objects, or pixels of classes, make no meaningful number.
+MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
+
+#: How much it counts what the parent was sure of where nobody has said anything, and
+#: how probable it must have found that.
+ANCHOR, SURE = 0.1, 0.9
+
+#: A new model that nobody described: small and quick.
+FEATURES = (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, eq=False)
+class Lessons:
+    """What a round learns from and judges by.
+
+    Attributes
+    ----------
+    learn, validation, everything : list of Pair
+        To learn from; held out; and all that was corrected.
+    unknown : list of array of bool
+        For each pair to learn from, where nobody has said anything; never what is
+        held out.
+    output : {"objects", "classes"}
+    ndim : int
+        Spatial dimensions of the network.
+    classes : int
+        So many numbers the labels of classes need, background included.
+    trusted : bool
+        Whether enough is held out for a meaningful number.
+    """
+
+    learn: list[Pair]
+    unknown: list[npt.NDArray[np.bool_]]
+    validation: list[Pair]
+    everything: list[Pair]
+    output: str
+    ndim: int
+    classes: int
+    trusted: bool
+
+
+def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
+    """Return the samples in use as pairs: to learn from, held out, and both."""
+    samples = [s for s in training_set.samples() if s.used]
+    if not samples:
+        raise DataError(
+            "The training set is empty: add an image with its corrected labels first."
+        )
+    output = _the_one(samples, "output", "show", settings.output)
+    ndim = _the_one(samples, "ndim", "are for networks of dimensions", None)
+    learn: list[Pair] = []
+    unknown: list[npt.NDArray[np.bool_]] = []
+    validation: list[Pair] = []
+    everything: list[Pair] = []
+    top = held_pixels = held_objects = 0
+    for sample in samples:
+        correction = training_set.read(sample)
+        truth = correction.truth()
+        held = sample.validation_mask()
+        top = max(top, int(truth.labels.max(initial=0)))
+
+        def pair(weight: Any, correction: Any = correction, truth: Any = truth) -> Pair:
+            return Pair(
+                np.asarray(correction.image),
+                truth.labels,
+                correction.axes,
+                correction.name,
+                np.asarray(weight, np.float32),
+            )
+
+        known = truth.weight > 0
+        held_pixels += int(np.count_nonzero(known & held))
+        held_objects += int(np.count_nonzero(np.unique(truth.labels[known & held])))
+        free = sample.training_mask()
+        for pairs, weight in (
+            (learn, truth.weight * free),
+            (validation, known & held),
+            (everything, known),
+        ):
+            if weight.any():
+                pairs.append(pair(weight))
+                if pairs is learn:
+                    unknown.append(~known & free)
+    if not learn:
+        raise DataError(
+            "All of the training set is held out for validation: add another image."
+        )
+    return Lessons(
+        learn,
+        unknown,
+        validation,
+        everything,
+        output,
+        ndim,
+        top + 1,
+        held_pixels >= MEANINGFUL_PIXELS
+        if output == "classes"
+        else held_objects >= MEANINGFUL_OBJECTS,
+    )
+
+
+def _the_one(samples: Sequence[Sample], field: str, verb: str, wanted: Any) -> Any:
+    """Return what all samples agree in."""
+    values = {getattr(s, field) for s in samples} | ({wanted} - {None})
+    if len(values) > 1:
+        kinds = "; ".join(
+            f"{', '.join(s.name for s in samples if getattr(s, field) == v)}: {v}"
+            for v in sorted(values, key=str)
+        )
+        raise DataError(
+            f"The samples in use {verb} different things ({kinds}): switch some of "
+            "them off, and train on one kind at a time."
+        )
+    return values.pop()
+
+
+def spec_for(old: Model | None, lessons: Lessons, settings: RoundSettings) -> ModelSpec:
+    """Return what is built: like the parent, for these channels and classes."""
+    objects = lessons.output == "objects"
+    if old is not None and settings.network is None:
+        spec = dataclasses.replace(old.spec, parent=old.spec.key, training={})
+    else:
+        network = settings.network or NetworkSpec(
+            ndim=3 if lessons.ndim == 3 else 2, features=FEATURES
+        )
+        spec = ModelSpec(
+            name=settings.name or (old.spec.name if old else "my-model"),
+            parent=old.spec.key if old else None,
+            network=dataclasses.replace(network, in_channels=1, out_channels=3),
+            channels=("grey",),
+            classes=("background", "interior", "boundary"),
+            output="objects",
+        )
+    if spec.network.ndim != lessons.ndim:
+        raise DataError(
+            f"The samples are for {lessons.ndim}D networks, but {spec.name} has "
+            f"{spec.network.ndim} dimensions: choose another model to start from."
+        )
+    if objects != (spec.output == "objects"):
+        count = 3 if objects else max(2, lessons.classes)
+        spec = dataclasses.replace(
+            spec,
+            network=dataclasses.replace(spec.network, out_channels=count),
+            classes=("background", "interior", "boundary") if objects else (),
+            colors=(),
+            output=lessons.output,  # type: ignore[arg-type]
+        )
+    elif not objects and lessons.classes > spec.n_classes:
+        new = tuple(f"class {i}" for i in range(spec.n_classes, lessons.classes))
+        spec = dataclasses.replace(
+            spec,
+            network=dataclasses.replace(spec.network, out_channels=lessons.classes),
+            classes=spec.classes + new,
+            colors=(),
+        )
+    return adapted_spec(spec, lessons.learn)
+
+
+def anchored(
+    lessons: Lessons, old: Model, device: str, thread_count: int | None
+) -> Steps[list[Pair]]:
+    """Let what the parent said count a little where nobody has said anything.
+
+    It is no truth; but where few objects were painted, what was known of the others
+    would be forgotten. Objects that the user knows better are left out.
+    """
+    segmenter = Segmenter(old, device=device, threads=thread_count)
+    found = []
+    for pair, unknown in zip(lessons.learn, lessons.unknown, strict=True):
+        if pair.weight is None or not unknown.any():
+            found.append(pair)
+            continue
+        steps = segmenter.steps(pair.image, axes=pair.axes, probabilities=True)
+        try:
+            while True:
+                progress = next(steps)
+                yield Progress(0, 0, progress.message)
+        except StopIteration as end:
+            said, background = end.value.labels, end.value.probabilities[0]
+        known = pair.weight > 0
+        unknown = unknown & (np.abs(background - 0.5) > SURE - 0.5)
+        if old.spec.output == "objects":
+            better = np.unique(said[known])
+            unknown = unknown & ~np.isin(said, better[better > 0])
+            said = np.where(said > 0, said + pair.labels.max(), 0)
+        found.append(
+            dataclasses.replace(
+                pair,
+                labels=np.where(unknown, said, pair.labels).astype(np.int32),
+                weight=np.where(unknown, np.float32(ANCHOR), pair.weight),
+            )
+        )
+    return found

@@ -1,0 +1,110 @@
+"""Fine-tuning: a model goes some of the way to where a few images lead it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari_attunet.model import Model
+from napari_attunet.progress import Progress, Steps, drain
+from napari_attunet.spec import ModelSpec
+from napari_attunet.training.samples import Pair
+from napari_attunet.training.settings import RoundSettings, TrainingSettings
+from napari_attunet.training.trainer import train
+from napari_attunet.training.transfer import adapted_spec, best_adapted, blend
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["fine_tune", "tuning_steps"]
+
+#: How far a model goes from its start to where training led it.
+SHARE = 0.75
+
+
+def fine_tune(
+    model: Model,
+    pairs: Sequence[tuple[Any, npt.NDArray[Any]] | Pair],
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> Model:
+    """Return a new model that learnt from images with labels.
+
+    As a quick round of learning does it, but without comparing old and new.
+
+    Parameters
+    ----------
+    model : Model
+        Left as it is. Grey models learn colour where the images have it.
+    pairs : sequence of (image, labels) or Pair
+        Labels have the image's shape without its channels: objects or classes, as the
+        model tells them. With `Pair`, axes can be named and pixels weighed.
+    steps : int, optional
+        Of the optimiser; by default those of a quick round.
+    seed : int
+    device : str
+        As in `Segmenter`.
+
+    Returns
+    -------
+    Model
+        Its ``spec.parent`` is the given one.
+
+    Raises
+    ------
+    DataError
+        If images and labels don't fit each other or the model.
+
+    Examples
+    --------
+    >>> better = fine_tune(model, [(image, labels)])  # doctest: +SKIP
+    >>> save_model(better, "better.safetensors")  # doctest: +SKIP
+    """
+    data = [p if isinstance(p, Pair) else Pair(*p) for p in pairs]
+    spec = dataclasses.replace(
+        adapted_spec(model.spec, data),
+        parent=model.spec.key,
+        version=model.spec.version + 1,
+    )
+    plan = RoundSettings(steps=steps, seed=seed).training(spec.network.ndim)
+    return drain(tuning_steps(model, spec, data, [], plan, device=device))
+
+
+def tuning_steps(
+    model: Model,
+    spec: ModelSpec,
+    pairs: Sequence[Pair],
+    validation: Sequence[Pair],
+    settings: TrainingSettings,
+    *,
+    device: str = "auto",
+    thread_count: int | None = None,
+    checkpoint: Path | None = None,
+    preview: Callable[[Model], object] | None = None,
+) -> Steps[Model]:
+    """Fine-tune step by step; parameters as in `best_adapted` and `train`."""
+    yield Progress(0, settings.steps, "Preparing")
+    start = best_adapted(model, spec, pairs, settings)
+    # Classes that begin at random are nothing to keep some of.
+    same = (spec.output, spec.n_classes) == (model.spec.output, model.spec.n_classes)
+    share = SHARE if same else 1.0
+
+    def show(trained: Model) -> None:
+        if preview is not None:
+            preview(blend(start, trained, share))
+
+    trained = yield from train(
+        start,
+        pairs,
+        validation,
+        settings,
+        device=device,
+        thread_count=thread_count,
+        checkpoint=checkpoint,
+        preview=show,
+    )
+    return blend(start, trained, share)
