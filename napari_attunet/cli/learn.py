@@ -51,7 +51,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--start",
         choices=tuple(STARTS),
-        help="what to train: the model further, a new one, or both (default)",
+        help="what to train: the model further, a new one, or both (default: a new one "
+        "too where the model does badly)",
     )
     add(
         "--freeze",

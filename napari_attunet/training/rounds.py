@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -38,6 +39,9 @@ R = TypeVar("R")
 
 #: By part (validation, corrections), then by name.
 Scores = dict[str, dict[str, float]]
+
+#: How often it is written down how far a round has come.
+RECORD_SECONDS = 2.0
 
 #: A Dice from which a model knows this kind of image, so that it is the start to take.
 KNOWN = 0.6
@@ -122,7 +126,7 @@ def run_round(
             continue
         if enough:
             continue
-        before = number * plan.steps
+        before, told = number * plan.steps, time.monotonic()
         steps = _learn(
             start, old, spec, lessons, settings, file, device, thread_count, preview
         )
@@ -130,8 +134,9 @@ def run_round(
             progress = next(steps)
             while True:
                 done = before + progress.done
-                if progress.values and progress.done % plan.validate_every == 0:
+                if time.monotonic() - told > RECORD_SECONDS:
                     dataclasses.replace(record, done=done).write(folder)
+                    told = time.monotonic()
                 said = f"{progress.message} ({name})"
                 if (yield from _tell(Progress(done, total, said, progress.values))):
                     enough = True

@@ -40,7 +40,7 @@ __all__ = ["train"]
 logger = logging.getLogger(__name__)
 
 #: At most so much work is lost if the machine stops.
-CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_SECONDS = 15.0
 
 #: How often whoever watches is shown the weights as they are.
 PREVIEW_SECONDS = 3.0
@@ -76,7 +76,7 @@ def train(
     thread_count : int, optional
         Threads of the CPU.
     checkpoint : Path, optional
-        Written at every validation, every minute and when the steps are closed. If it
+        Written at every validation, every quarter of a minute and when the steps are closed. If it
         is there and belongs to the same data, start and settings, training goes on
         from it.
     preview : callable, optional
@@ -133,6 +133,7 @@ def train(
         return Model.from_weights(*team.of_first(lambda: (spec, state.best_weights)))
     with team.leading():
         saved_at = shown_at = time.monotonic()
+        pause = CHECKPOINT_SECONDS
         while state.step < settings.steps:
             with team.step():
                 loss = advance()
@@ -160,9 +161,11 @@ def train(
                     state.history.append({"step": state.step, **values})
                     saved_at = 0.0  # validated scores are dear
                 now = time.monotonic()
-                if checkpoint is not None and now - saved_at > CHECKPOINT_SECONDS:
+                if checkpoint is not None and now - saved_at > pause:
                     state.save(checkpoint, identity)
                     saved_at = time.monotonic()
+                    # large networks take long to write: it may cost 5 % of the time
+                    pause = max(CHECKPOINT_SECONDS, 20 * (saved_at - now))
                 if preview is not None and now - shown_at > PREVIEW_SECONDS:
                     preview(state.averaged())
                     shown_at = time.monotonic()

@@ -13,6 +13,7 @@ of (f - 1) / 2 in the frame between ``diag(scale)`` and ``affine``.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,7 @@ from napari_attunet.axes import guess_axes
 __all__ = [
     "Mark",
     "Pose",
+    "Snapshot",
     "array_of",
     "attention_look",
     "attention_name",
@@ -35,6 +37,7 @@ __all__ = [
     "is_result",
     "labels_name",
     "mark_of",
+    "prediction_of",
     "results_of",
     "set_mark",
 ]
@@ -60,7 +63,7 @@ SURELY_NO_CHANNEL = 1 << 20
 # --- a layer as an array ---------------------------------------------------------
 
 
-def array_of(layer: Image) -> Any:
+def array_of(layer: Image | Labels) -> Any:
     """Return a layer's pixels at full resolution, as lazy as they are.
 
     The array has ``layer.ndim`` axes, and a last one of colours if the layer is RGB.
@@ -270,6 +273,50 @@ def attention_look(*, rgb: bool, volume: bool) -> dict[str, Any]:
 # --- which layers are ours -------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Labels as they were, compressed to a few hundredths of their size.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    parts : tuple of bytes
+        Each along the first axis of a stack, so that one can be had alone; a single
+        one of a picture.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, labels: npt.NDArray[Any]) -> Snapshot:
+        """Return a copy of labels; call it in a thread if there are many."""
+        pieces = labels if labels.ndim > 2 else [labels]
+        return cls(
+            tuple(labels.shape),
+            tuple(
+                zlib.compress(np.ascontiguousarray(piece, np.int32).data, level=1)
+                for piece in pieces
+            ),
+        )
+
+    def array(self, first: int | None = None) -> npt.NDArray[np.int32]:
+        """Return the labels, or those at one index along the first axis."""
+        if len(self.shape) <= 2:
+            whole = self._part(0, self.shape)
+            return whole if first is None else whole[first]
+        if first is not None:
+            return self._part(first, self.shape[1:])
+        labels = np.empty(self.shape, np.int32)
+        for index in range(len(self.parts)):
+            labels[index] = self._part(index, self.shape[1:])
+        return labels
+
+    def _part(self, index: int, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
+        pixels = bytearray(zlib.decompress(self.parts[index]))  # can be written to
+        return np.frombuffer(pixels, np.int32).reshape(shape)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
     """What a result layer knows about itself.
@@ -289,6 +336,8 @@ class Mark:
         Of labels as they were delivered; see `fingerprint`.
     record : dict
         How the segmentation was run.
+    prediction : Snapshot, optional
+        Labels as they were delivered: the layer's own are painted in place.
     """
 
     source: Any
@@ -297,6 +346,7 @@ class Mark:
     layer: Any
     fingerprint: str
     record: dict[str, Any]
+    prediction: Snapshot | None = None
 
 
 def set_mark(layer: Layer, mark: Mark) -> None:
@@ -310,6 +360,20 @@ def mark_of(layer: Layer) -> Mark | None:
     if isinstance(mark, Mark) and mark.layer == layer.unique_id:
         return mark
     return None
+
+
+def prediction_of(layer: Layer) -> Mark | None:
+    """Return the mark that tells what a model had said where these labels are now.
+
+    That of a duplicate tells it too: it was copied along with the labels. Labels that
+    the user gave another shape have none.
+    """
+    mark = layer.metadata.get(KEY)
+    if not isinstance(layer, Labels) or not isinstance(mark, Mark):
+        return None
+    if mark.prediction is None or mark.prediction.shape != tuple(array_of(layer).shape):
+        return None
+    return mark
 
 
 def is_result(layer: Layer) -> bool:

@@ -7,6 +7,7 @@ which is slow for napari; `deliver` brings these to the viewer, one at a time.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,7 @@ from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.layers import (
     Mark,
     Pose,
+    Snapshot,
     array_of,
     attention_look,
     attention_name,
@@ -36,6 +38,13 @@ from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
     from napari.components import LayerList
+
+#: Of numbers that are no class of the model: of new classes that the user paints, in
+#: colours that most people can tell apart (https://jfly.uni-koeln.de/color), and of any
+#: other, such as the background brush.
+MORE_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00")
+MORE_CLASSES = 24
+UNKNOWN = "#a0a0a0"
 
 __all__ = ["EditWatch", "Outcome", "Settings", "Task", "compute", "deliver", "plan"]
 
@@ -257,7 +266,9 @@ def _labels(task: Task, found: Any) -> Result:
     look: dict[str, Any] = {"opacity": 0.6}
     colors = task.spec.colors
     if task.output == "classes" and colors:
-        shown: dict[int | None, str] = {None: "transparent", **dict(enumerate(colors))}
+        shown: dict[int | None, str] = {None: UNKNOWN, **dict(enumerate(colors))}
+        further = range(len(colors), len(colors) + MORE_CLASSES)
+        shown |= zip(further, itertools.cycle(MORE_COLORS), strict=False)
         shown[0] = "transparent"
         look["colormap"] = DirectLabelColormap(color_dict=shown)
     untouched = (
@@ -272,7 +283,10 @@ def _labels(task: Task, found: Any) -> Result:
         reuse=next(untouched, None),
     )
     values, _ = result.fit(task, task.pose)
-    return replace(result, mark=replace(result.mark, fingerprint=fingerprint(values)))
+    mark = replace(
+        result.mark, fingerprint=fingerprint(values), prediction=Snapshot.of(values)
+    )
+    return replace(result, mark=mark)
 
 
 def _mark(task: Task, found: Any, role: str, print_: str) -> Mark:

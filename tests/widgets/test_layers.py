@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask.array
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from napari_attunet.errors import DataError
 from napari_attunet.widgets.layers import (
     Mark,
     Pose,
+    Snapshot,
     array_of,
     attention_look,
     attention_name,
@@ -23,6 +26,7 @@ from napari_attunet.widgets.layers import (
     is_untouched,
     labels_name,
     mark_of,
+    prediction_of,
     results_of,
     set_mark,
 )
@@ -312,3 +316,51 @@ def test_labels_are_untouched_until_painted_and_again_after_undo():
     assert not is_untouched(layer)
     layer.undo()
     assert is_untouched(layer)
+
+
+# --- what a model had said ---------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    st.sampled_from([np.uint8, np.int32, np.int64]),
+    st.booleans(),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_snapshot_gives_back_the_very_labels(shape, dtype, transposed):
+    labels = np.random.default_rng(0).integers(0, 99, shape).astype(dtype)
+    labels = labels.T if transposed else labels
+    snapshot = Snapshot.of(labels)
+    found = snapshot.array()
+    assert found.dtype == np.int32
+    np.testing.assert_array_equal(found, labels)
+    for index in range(len(labels)):
+        np.testing.assert_array_equal(snapshot.array(index), labels[index])
+    found[...] = 1  # its own
+    np.testing.assert_array_equal(snapshot.array(), labels)
+
+
+def test_a_snapshot_is_small():
+    labels = np.zeros((256, 256), np.int32)
+    labels[20:90, 30:80], labels[100:200, 40:50] = 1, 2
+    snapshot = Snapshot.of(labels)
+    assert sum(map(len, snapshot.parts)) < labels.nbytes / 50
+    labels[...] = 7
+    assert snapshot.array().max() == 2
+
+
+def test_the_prediction_stays_with_the_labels_and_their_duplicates():
+    source, layer = image(6, 8), Labels(np.ones((6, 8), int))
+    assert prediction_of(layer) is None
+    set_mark(layer, mark(source, layer))
+    assert prediction_of(layer) is None  # delivered by an older version
+    said = replace(mark(source, layer), prediction=Snapshot.of(layer.data))
+    set_mark(layer, said)
+    copy = Labels(layer.data.copy(), metadata=dict(layer.metadata))
+    layer.paint((3, 3), 5)
+    for labels in (layer, copy):
+        assert prediction_of(labels) is said
+        assert prediction_of(labels).prediction.array().max() == 1
+    copy.data = np.zeros((5, 5), int)
+    assert prediction_of(copy) is None
+    assert prediction_of(source) is None

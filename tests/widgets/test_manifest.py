@@ -38,7 +38,7 @@ def test_the_name_is_that_of_the_distribution(manifest):
 def test_every_command_can_be_imported(manifest):
     manifest.validate_imports()
     commands = manifest.contributions.commands
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands:
         assert callable(npe2.manifest.utils.import_python_name(command.python_name))
 
@@ -52,12 +52,14 @@ def test_every_command_is_known(manifest):
     assert used == known
 
 
-def test_the_dock_is_a_widget_and_has_its_name(manifest):
-    from napari_attunet.widgets.segment import DOCK, PLUGIN, SegmentWidget
+def test_the_docks_are_widgets_and_have_their_names(manifest):
+    from napari_attunet.widgets import segment, train
 
-    (contribution,) = manifest.contributions.widgets
-    assert (contribution.display_name, manifest.name) == (DOCK, PLUGIN)
-    assert issubclass(SegmentWidget, QWidget)
+    names = [widget.display_name for widget in manifest.contributions.widgets]
+    assert names == [segment.DOCK, train.DOCK]
+    assert manifest.name == segment.PLUGIN
+    assert issubclass(segment.SegmentWidget, QWidget)
+    assert issubclass(train.TrainWidget, QWidget)
 
 
 def test_the_command_is_in_the_menu_and_runs(make_napari_viewer, monkeypatch, qtbot):

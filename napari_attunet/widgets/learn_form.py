@@ -1,0 +1,156 @@
+"""What a round of learning starts from and with: the part above the button."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from qtpy.QtCore import Signal
+from qtpy.QtWidgets import QCheckBox, QComboBox, QVBoxLayout, QWidget
+
+from napari_attunet.corrections import Output
+from napari_attunet.errors import ModelError
+from napari_attunet.library import Entry, Library
+from napari_attunet.spec import ModelSpec
+from napari_attunet.training.settings import RoundSettings
+from napari_attunet.widgets.boxes import ImageBox, ModelBox
+from napari_attunet.widgets.learn_options import LearnOptions
+from napari_attunet.widgets.options import let_shrink, make_form
+
+if TYPE_CHECKING:
+    import napari.viewer
+    from napari.layers import Image
+
+__all__ = ["NEW_MODEL", "WATCH", "LearnForm", "StartBox"]
+
+EFFORTS = (("Quick (about 30 s)", "quick"), ("Thorough (minutes)", "thorough"))
+
+NEW_MODEL = "New model …"
+
+WATCH = "Outline every few seconds what it finds in the part of the image you see"
+
+
+class StartBox(ModelBox):
+    """The models of a library, and at the end a new one, which has no `entry`."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether a new model is chosen."""
+        return self.count() > 0 and self.currentIndex() == self.count() - 1
+
+    def refresh(self) -> None:
+        """Look for models again."""
+        new = self.is_new
+        super().refresh()
+        self.addItem(NEW_MODEL)
+        if new or self.count() == 1:
+            self.setCurrentIndex(self.count() - 1)
+
+
+class LearnForm(QWidget):
+    """Model, effort, the image to show it on, and the rest folded away.
+
+    ::
+
+        Start from [ nuclei-histology    v ]
+        Effort     [ Quick (about 30 s)  v ]
+        Show on    [ tissue              v ]
+        [x] Watch it learn
+        ▸ Advanced
+
+    Parameters
+    ----------
+    viewer : Viewer
+    library : Library
+    """
+
+    #: Something else is going to learn; see `spec`.
+    model_changed = Signal()
+
+    def __init__(self, viewer: napari.viewer.Viewer, library: Library) -> None:
+        super().__init__()
+        self._output: Output | None = None  # what the user wants it to find
+        self._build(viewer, library)
+        self.model.chosen.connect(self._on_model_chosen)
+        self.image.chosen.connect(self._on_image_chosen)
+        self.options.described.connect(self.model_changed)
+        self._on_image_chosen()
+        self._on_model_chosen()
+
+    def _build(self, viewer: napari.viewer.Viewer, library: Library) -> None:
+        self.model = StartBox(library)
+        self.effort = QComboBox()
+        for text, value in EFFORTS:
+            self.effort.addItem(text, value)
+        let_shrink(self.effort)
+        self.image = ImageBox(viewer)
+        self.image.setPlaceholderText("No image is open")
+        self.watch = QCheckBox("Watch it learn")
+        self.watch.setChecked(True)
+        self.watch.setToolTip(WATCH)
+        self.options = LearnOptions()
+        form = make_form()
+        form.addRow("Start from", self.model)
+        form.addRow("Effort", self.effort)
+        form.addRow("Show on", self.image)
+        layout = QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addLayout(form)
+        layout.addWidget(self.watch)
+        layout.addWidget(self.options)
+
+    @property
+    def entry(self) -> Entry | None:
+        """The model to start from; None stands for a new one."""
+        return self.model.entry
+
+    @property
+    def source(self) -> Image | None:
+        """The image on which learning is shown."""
+        return self.image.source
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """What is going to learn; None if a new model is described wrongly."""
+        if self.entry is not None:
+            return self.entry.spec
+        try:
+            return self.options.described_spec()
+        except ModelError:
+            return None
+
+    def choose_output(self, output: Output) -> None:
+        """Learn to find objects or classes, whatever the model did before."""
+        self._output = output
+        self.options.output.setCurrentText(output)
+
+    def settings(self) -> RoundSettings:
+        """Return what a round of learning is told.
+
+        Raises
+        ------
+        ModelError
+            If a new model is described wrongly.
+        """
+        settings = self.options.settings(self.effort.currentData())
+        if self.entry is None or self._output in (None, self.entry.spec.output):
+            return settings
+        return dataclasses.replace(settings, output=self._output)
+
+    def set_busy(self, busy: bool, *, deciding: bool) -> None:
+        """Leave only what may be changed while a round is under way."""
+        self.model.setEnabled(not busy)
+        self.effort.setEnabled(not busy)
+        self.options.setEnabled(not busy)
+        self.options.setVisible(not deciding)
+        self.watch.setVisible(not deciding)
+
+    def _on_model_chosen(self) -> None:
+        self.options.follow(new_model=self.entry is None)
+        if self.entry is None:
+            self.model.setToolTip("A network that knows nothing yet")
+        self.model_changed.emit()
+
+    def _on_image_chosen(self) -> None:
+        if self.source is not None:
+            self.model.suggest(rgb=self.source.rgb)
