@@ -106,7 +106,7 @@ def learn(
     corrections: Sequence[Correction],
     seed: int,
     threads: int,
-    starts: tuple[str, ...] = ("parent", "scratch"),
+    starts: tuple[str, ...] = (),
 ) -> tuple[dict[str, Model], str, float]:
     """Run a round as the viewer does; return its contenders, proposal and seconds."""
     with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +195,7 @@ def compare(task: Task, args: argparse.Namespace) -> list[dict[str, object]]:
             tell(k, "pixel classifier", seed, found, seconds)
             corrections = [whole(p, task) for p in task.learn[:k]]
             models, proposed, seconds = learn(corrections, seed, args.threads)
-            for name in ("tuned", "scratch"):
+            for name in sorted(models.keys() - {"parent"}):
                 tell(k, name, seed, scores(models[name], task, args.threads), 0)
             chosen = (
                 next(r for r in reversed(rows) if r["who"] == proposed)

@@ -144,6 +144,7 @@ class CollectPanel(QWidget):
         layout.addWidget(beside(self.renew, self.add))
         layout.addWidget(self.message)
         layout.addWidget(self.table)
+        layout.addStretch(1)
 
     def _connect(self, viewer: napari.viewer.Viewer) -> None:
         self.choices.changed.connect(self._on_choice)
