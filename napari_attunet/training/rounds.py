@@ -96,7 +96,10 @@ def run_round(
     scores: dict[str, Scores] = {}
     if old is not None:
         models["parent"] = old
-        scores["parent"] = yield from _scores(old, lessons, 0, device, thread_count)
+        scores["parent"], stopped = yield from _scores(
+            old, lessons, 0, device, thread_count
+        )
+        enough |= stopped
     starts = settings.starts or ("parent", "scratch")
     if not settings.starts and _knows(scores.get("parent")):
         starts = ("parent",)
@@ -155,7 +158,7 @@ def run_round(
     for name, model in models.items():
         yield from _tell(Progress(total, total, f"Comparing ({name})"))
         if name not in scores:
-            scores[name] = yield from _scores(
+            scores[name], _ = yield from _scores(
                 model, lessons, total, device, thread_count
             )
         contenders.append(
@@ -268,21 +271,24 @@ def _learn(
 
 def _scores(
     model: Model, lessons: Lessons, total: int, device: str, thread_count: int | None
-) -> Steps[Scores]:
-    """Score a model where nothing was learnt, and on all that was corrected."""
+) -> Steps[tuple[Scores, bool]]:
+    """Score a model where nothing was learnt, and on all that was corrected.
+
+    Returns the scores, and whether `Enough` was thrown in meanwhile.
+    """
+    found: Scores = {"validation": {}, "corrections": {}}
+    enough = False
     if model.spec.output != lessons.output:  # it says something else
-        return {"validation": {}, "corrections": {}}
-    found: Scores = {}
+        return found, enough
     for part, pairs in (
         ("validation", lessons.validation),
         ("corrections", lessons.everything),
     ):
-        found[part] = {}
-        if not pairs:
-            continue
-        steps = validation_steps(model, pairs, device=device, threads=thread_count)
-        found[part], _ = yield from _through(steps, total)
-    return found
+        if pairs:
+            steps = validation_steps(model, pairs, device=device, threads=thread_count)
+            found[part], stopped = yield from _through(steps, total)
+            enough |= stopped
+    return found, enough
 
 
 def _knows(scores: Scores | None) -> bool:
