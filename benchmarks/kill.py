@@ -32,6 +32,7 @@ from napari_attunet import Library, Model, ModelSpec, NetworkSpec, load_model
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.model import save_model
 from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.schema import to_json
 from napari_attunet.training.process import COMMAND
 from napari_attunet.training.settings import RoundSettings
 
@@ -82,8 +83,10 @@ class Arena:
             save_model(fresh, self.library.path_for(spec))
         # With its version, since more of them are accepted.
         self.parent = self.library.find(model or "tiny").spec.key
-        self.settings = {"steps": steps, "seed": seed}
-        self.interval = RoundSettings(**self.settings).training(2).validate_every
+        self.settings = RoundSettings(
+            steps=steps, seed=seed, starts=("parent", "scratch")
+        )
+        self.interval = self.settings.training(2).validate_every
         self.before = self.samples()
         self.wrong: list[str] = []
 
@@ -99,7 +102,7 @@ class Arena:
     def train(self, folder: Path) -> subprocess.Popen[bytes]:
         """Start or go on with a round; what it says is in ``folder.events``."""
         arguments = ["--set", str(self.training_set.folder), "--round", str(folder)]
-        arguments += ["--from", self.parent, "--settings", json.dumps(self.settings)]
+        arguments += ["--from", self.parent, "--settings", to_json(self.settings)]
         arguments += ["--preview", str(folder / "preview.safetensors")]
         arguments += ["--device", "cpu", "--threads", "1"]
         with events_of(folder).open("wb") as events:
@@ -347,7 +350,7 @@ def main() -> int:
     print(f"| rounds that came to their end, as the undisturbed one | {finished} |")
     print(f"| models in the library at last | {accepted} |")
     most = max(lost, default=0)
-    print(f"| steps lost, at most (of {arena.interval} between checkpoints) | {most} |")
+    print(f"| steps lost, at most ({arena.interval} between validations) | {most} |")
     print(f"| wrong | {len(arena.wrong)} |")
     for problem in arena.wrong:
         print(f"- {problem}")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from napari_attunet.corrections import TrainingSet
-from napari_attunet.errors import DataError, ModelError
+from napari_attunet.errors import Cancelled, DataError, ModelError
 from napari_attunet.library import Entry, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, Progress, Steps
@@ -88,6 +88,8 @@ def run_round(
     ------
     DataError, ModelError
         If there is nothing to learn from, or it doesn't fit the parent.
+    Cancelled
+        If `Enough` comes before there is any model.
     """
     enough = yield from _tell(Progress(0, 0, "Reading the training set"))
     old = None if parent is None else load_model(parent)
@@ -170,6 +172,8 @@ def run_round(
                 file=None if name == "parent" else f"{name}.safetensors",
             )
         )
+    if not contenders:
+        raise Cancelled("Stopped before anything was learnt.")
     outcome = _propose(contenders, trusted=lessons.trusted)
     dataclasses.replace(record, done=total, outcome=outcome).write(folder)
     return outcome
@@ -233,6 +237,8 @@ def _clear(folder: Path) -> None:
     for name in ("tuned", "scratch"):
         for suffix in (".safetensors", ".checkpoint"):
             (folder / name).with_suffix(suffix).unlink(missing_ok=True)
+    for left_over in folder.glob(".????????.*"):  # a kill in the middle of writing
+        left_over.unlink(missing_ok=True)
 
 
 # --- learning and judging -------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from napari_attunet.corrections import Correction, TrainingSet
-from napari_attunet.errors import DataError, ModelError
+from napari_attunet.errors import Cancelled, DataError, ModelError
 from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, drain
@@ -124,6 +124,14 @@ def test_enough_keeps_what_there_is_and_compares(training_set, parent, tmp_path,
     assert outcome.contenders[0].name == "parent"
     for contender in outcome.contenders[1:]:
         load_model(tmp_path / "round" / contender.file)
+
+
+def test_enough_before_there_is_any_model(training_set, tmp_path):
+    steps = run_round(training_set, None, SETTINGS, tmp_path / "round")
+    next(steps)
+    with pytest.raises(Cancelled, match="before anything"):  # noqa: PT012
+        steps.throw(Enough())
+        drain(steps)
 
 
 def test_what_is_held_out_is_never_learnt(training_set, parent, tmp_path, monkeypatch):
