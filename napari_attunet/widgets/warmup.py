@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.util
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,11 @@ import numpy as np
 from napari.layers import Labels
 
 __all__ = ["warm_up"]
+
+
+#: napari silences warnings while it makes colours, which two threads cannot do at a
+#: time.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 def warm_up() -> None:
@@ -26,6 +33,12 @@ def warm_up() -> None:
     garbage, which the many new objects set off for nothing. So the libraries are
     opened first by a foreign call, which holds no lock, and the collector rests.
     """
+    with _ONE_AT_A_TIME:
+        _warm_up()
+
+
+@functools.cache
+def _warm_up() -> None:
     if "torch" not in sys.modules and sys.platform.startswith("linux"):
         _open_libraries()
     with _no_collections():
