@@ -132,7 +132,7 @@ class TrainingSettings:
         check(self.seed >= 0, f"A seed must not be negative, got {self.seed}.")
 
 
-#: What the efforts stand for. Quick: half a minute on two cores, with the network of
+#: What the efforts stand for. Quick: about a minute on two cores, with the network of
 #: the bundled models; see benchmarks/learning.py.
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
@@ -163,7 +163,7 @@ class RoundSettings:
     Attributes
     ----------
     effort : {"quick", "thorough"}
-        About half a minute, or minutes.
+        About a minute, or several.
     starts : tuple of str
         What is tried: ``"parent"`` trains the model further, ``"scratch"`` a new one.
         By default both, unless the model does well already.
