@@ -199,12 +199,10 @@ class Team:
         if self.size == 1:
             return make()
         if self.leads:
-            try:
+            with contextlib.ExitStack() as on_failure:
+                on_failure.callback(_tell, lambda: _broadcast([None]))
                 made = make()
-            except BaseException:
-                with contextlib.suppress(TrainingError):  # they are gone already
-                    _broadcast([None])
-                raise
+                on_failure.pop_all()
             _broadcast([(made,)])
             return made
         box: list[tuple[R] | None] = [None]
@@ -216,14 +214,15 @@ class Team:
     @contextlib.contextmanager
     def leading(self) -> Iterator[None]:
         """Lead the others within the block; whatever ends it, they hear of it."""
-        try:
+        with contextlib.ExitStack() as on_failure:
+            on_failure.callback(self._give_up)
             yield
-        except BaseException:
-            if not self._in_step:
-                with contextlib.suppress(TrainingError):  # they are gone already
-                    self._say(_Word.GONE)
-            raise
+            on_failure.pop_all()
         self._say(_Word.DONE)
+
+    def _give_up(self) -> None:
+        if not self._in_step:
+            _tell(lambda: self._say(_Word.GONE))
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -276,6 +275,12 @@ class _Explaining(nn.Module):
 
     def forward(self, x: Tensor) -> Explained:
         return self.network.explain(x)
+
+
+def _tell(say: Callable[[], object]) -> None:
+    """Tell the others, unless they are gone already."""
+    with contextlib.suppress(TrainingError):
+        say()
 
 
 def _broadcast(box: list[Any]) -> None:

@@ -395,7 +395,7 @@ def _regions(taken: Taken) -> npt.NDArray[np.bool_] | None:
         return None
     axes = taken.axes[: taken.pose.ndim]
     places = taken.shown if taken.slices == "shown" else {}
-    sizes = zip(axes, taken.image.shape, strict=False)
+    sizes = zip(axes, taken.image.shape[: len(axes)], strict=True)  # colour is last
     mask = mask_of(
         taken.drawing,
         taken.pose,

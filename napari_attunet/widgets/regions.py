@@ -140,11 +140,12 @@ def unit_factors(units: Sequence[Any], onto: Sequence[Any]) -> tuple[float, ...]
     As in the viewer, units mean nothing if they don't measure the same on every axis
     that the layers share.
     """
-    pairs = list(zip(units[::-1], onto[::-1], strict=False))
+    n = min(len(units), len(onto))  # axes are shared from the last
+    pairs = list(zip(units[len(units) - n :], onto[len(onto) - n :], strict=True))
     if any(one.dimensionality != other.dimensionality for one, other in pairs):
         return (1.0,) * len(units)
     shared = [float((1 * one).to(other).magnitude) for one, other in pairs]
-    return (*(1.0,) * (len(units) - len(pairs)), *shared[::-1])
+    return (*(1.0,) * (len(units) - n), *shared)
 
 
 def _matrix(pose: Pose, ndim: int, factors: Sequence[float]) -> Floats:

@@ -7,7 +7,6 @@ which is slow for napari; `deliver` brings these to the viewer, one at a time.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -267,8 +266,8 @@ def _labels(task: Task, found: Any) -> Result:
     colors = task.spec.colors
     if task.output == "classes" and colors:
         shown: dict[int | None, str] = {None: UNKNOWN, **dict(enumerate(colors))}
-        further = range(len(colors), len(colors) + MORE_CLASSES)
-        shown |= zip(further, itertools.cycle(MORE_COLORS), strict=False)
+        for number in range(MORE_CLASSES):
+            shown[len(colors) + number] = MORE_COLORS[number % len(MORE_COLORS)]
         shown[0] = "transparent"
         look["colormap"] = DirectLabelColormap(color_dict=shown)
     untouched = (
