@@ -13,30 +13,21 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.resources
-import json
 import os
-import shutil
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from safetensors import SafetensorError, safe_open
 
 from napari_attunet.atomic import replacing
 from napari_attunet.errors import ModelError
+from napari_attunet.header import SUFFIX, copy_under, read_spec
 from napari_attunet.schema import check, from_json, to_json
-from napari_attunet.spec import FORMAT_VERSION, ModelSpec
+from napari_attunet.spec import ModelSpec
 
-__all__ = ["SUFFIX", "Entry", "Library", "Node", "read_spec", "write_header"]
-
-#: The one entry of a model file's metadata: format and specification, as JSON. One,
-#: because safetensors writes several in any order, and equal models are equal files.
-HEADER_KEY = "napari_attunet"
-
-SUFFIX = ".safetensors"
+__all__ = ["Entry", "Library", "Node", "bundled_models"]
 
 #: How often a version number is tried that other programs may take.
 ATTEMPTS = 5
@@ -46,82 +37,6 @@ FOLDER_VARIABLE = "NAPARI_ATTUNET_MODELS"
 
 #: In the folder of the user's models: which versions are pinned.
 PINS = "current.json"
-
-
-def read_spec(path: str | os.PathLike[str]) -> ModelSpec:
-    """Read the specification in the header of a model file.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, damaged, truncated, not a model of ours, or written by
-        a newer version; the message names the file.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ModelError(f"There is no model file {path}.")
-    try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read as a model: it is damaged, incomplete or not a "
-            f"safetensors file ({error}). Copy or download it again."
-        ) from error
-    if HEADER_KEY not in metadata:
-        raise ModelError(
-            f"{path} is a safetensors file, but not a model of napari-attunet: its "
-            "header holds no specification."
-        )
-    try:
-        header = json.loads(metadata[HEADER_KEY])
-        version, spec = header["format"], json.dumps(header["spec"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"The header of {path} is damaged: {error!r}.") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise ModelError(
-            f"{path} was written in format {version}, this version reads up to "
-            f"{FORMAT_VERSION}: update napari-attunet."
-        )
-    try:
-        return from_json(ModelSpec, spec)
-    except ModelError as error:
-        raise ModelError(f"The header of {path} is wrong: {error}") from error
-
-
-def write_header(spec: ModelSpec) -> dict[str, str]:
-    """Return the metadata of a model file that `read_spec` reads."""
-    header = {"format": FORMAT_VERSION, "spec": json.loads(to_json(spec))}
-    return {HEADER_KEY: json.dumps(header, sort_keys=True, ensure_ascii=False)}
-
-
-def _copy_under(
-    spec: ModelSpec, source: Path, target: Path, *, exclusive: bool
-) -> None:
-    """Write the weights of one model file to another, under its own specification.
-
-    The bytes of the weights stay as they are, whatever numbers they are. So does the
-    date of the file, which tells when the weights were made.
-    """
-    try:
-        with replacing(target, exclusive=exclusive) as temporary:
-            with source.open("rb") as old, temporary.open("wb") as new:
-                (length,) = struct.unpack("<Q", old.read(8))
-                header = json.loads(old.read(length))
-                header["__metadata__"] = write_header(spec)
-                text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-                raw = text.encode()
-                raw += b" " * (-len(raw) % 8)  # tensors begin on multiples of 8 bytes
-                new.write(struct.pack("<Q", len(raw)) + raw)
-                shutil.copyfileobj(old, new)
-            read_spec(temporary)
-            times = source.stat()
-            os.utime(temporary, ns=(times.st_atime_ns, times.st_mtime_ns))
-    except FileExistsError as error:
-        raise ModelError(
-            f"There is a file {target} already, which the library cannot read or has "
-            "just been given by another program: move it away."
-        ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +211,7 @@ class Library:
         for attempt in range(ATTEMPTS):
             spec = replace(spec, version=self.next_version(spec.name))
             try:
-                _copy_under(spec, source, self.path_for(spec), exclusive=True)
+                copy_under(spec, source, self.path_for(spec), exclusive=True)
                 break
             except ModelError:  # another program was quicker
                 if attempt + 1 == ATTEMPTS:
@@ -335,7 +250,7 @@ class Library:
         self._check_free(new_name)
         spec = replace(entry.spec, name=new_name, version=1, parent=entry.spec.key)
         path = self.path_for(spec)
-        _copy_under(spec, entry.path, path, exclusive=True)
+        copy_under(spec, entry.path, path, exclusive=True)
         return Entry(spec, path, bundled=False, current=True)
 
     def rename(self, name: str, new_name: str) -> tuple[Entry, ...]:
@@ -367,13 +282,13 @@ class Library:
                 parent = follow.get(spec.parent or "", spec.parent)
                 if spec.key in moved:
                     spec = replace(spec, name=new_name, parent=parent)
-                    _copy_under(spec, entry.path, self.path_for(spec), exclusive=True)
+                    copy_under(spec, entry.path, self.path_for(spec), exclusive=True)
                     undo.callback(self.path_for(spec).unlink)
                 elif parent != spec.parent:
                     others.append((replace(spec, parent=parent), entry.path))
             undo.pop_all()
         for spec, path in others:
-            _copy_under(spec, path, path, exclusive=False)
+            copy_under(spec, path, path, exclusive=False)
         for entry in moved.values():
             entry.path.unlink()
         self._pin(name, None)

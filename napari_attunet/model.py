@@ -18,7 +18,8 @@ from torch import Tensor
 
 from napari_attunet.atomic import replacing
 from napari_attunet.errors import ModelError
-from napari_attunet.library import SUFFIX, Library, read_spec, write_header
+from napari_attunet.header import SUFFIX, read_spec, write_header
+from napari_attunet.library import Library
 from napari_attunet.networks import AttentionUNet
 from napari_attunet.spec import ModelSpec
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from napari_attunet import library as module
 from napari_attunet.errors import ModelError
-from napari_attunet.library import PINS, Library, read_spec, write_header
+from napari_attunet.header import read_spec, write_header
+from napari_attunet.library import PINS, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.spec import ModelSpec, NetworkSpec
 
@@ -297,14 +298,14 @@ def test_bundled_versions_keep_their_name(library):
 
 def test_renaming_that_fails_halfway_changes_nothing(library, monkeypatch):
     before = {path: path.read_bytes() for path in library.folder.iterdir()}
-    copy = module._copy_under
+    copy = module.copy_under
 
     def full_disk(spec, source, target, *, exclusive):
         if spec.version == 10:
             raise OSError("No space left on device")
         copy(spec, source, target, exclusive=exclusive)
 
-    monkeypatch.setattr(module, "_copy_under", full_disk)
+    monkeypatch.setattr(module, "copy_under", full_disk)
     with pytest.raises(OSError, match="No space"):
         library.rename("mine", "ours")
     assert {path: path.read_bytes() for path in library.folder.iterdir()} == before

@@ -8,7 +8,8 @@ import safetensors.torch
 import torch
 
 from napari_attunet.errors import ModelError
-from napari_attunet.library import HEADER_KEY, Library, read_spec, write_header
+from napari_attunet.header import HEADER_KEY, read_spec, write_header
+from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.networks.gates import Gate
 from napari_attunet.schema import to_json

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import napari_attunet
-from napari_attunet.library import bundled_models, read_spec
+from napari_attunet.header import read_spec
+from napari_attunet.library import bundled_models
 from napari_attunet.schema import from_json
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.settings import TrainingSettings

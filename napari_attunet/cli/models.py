@@ -102,7 +102,8 @@ def _kind(spec: ModelSpec) -> str:
 
 def show(args: argparse.Namespace) -> bool:
     """Print the specification of a model as JSON."""
-    from napari_attunet.library import SUFFIX, Library, read_spec
+    from napari_attunet.header import SUFFIX, read_spec
+    from napari_attunet.library import Library
 
     path = Path(args.model)
     is_file = path.suffix == SUFFIX or path.is_file()
@@ -137,7 +138,8 @@ def import_model(args: argparse.Namespace) -> bool:
 
 def export(args: argparse.Namespace) -> bool:
     """Copy a model of the shelf to a file."""
-    from napari_attunet.library import SUFFIX, Library
+    from napari_attunet.header import SUFFIX
+    from napari_attunet.library import Library
 
     entry = Library().find(args.model)
     if args.file.suffix != SUFFIX:

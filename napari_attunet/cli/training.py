@@ -83,7 +83,7 @@ def refuse(args: argparse.Namespace, names: tuple[str, ...], reason: str) -> Non
 
 def check_out(args: argparse.Namespace) -> None:
     """Raise a `ModelError` if the model could not be written where it should."""
-    from napari_attunet.library import SUFFIX
+    from napari_attunet.header import SUFFIX
 
     if args.out.suffix != SUFFIX:
         raise ModelError(f"A model file ends in {SUFFIX}, got {args.out}.")

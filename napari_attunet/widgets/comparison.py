@@ -12,7 +12,7 @@ from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
 from scipy import ndimage
 
-from napari_attunet.library import read_spec
+from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.layers import KEY, Pose, array_of, axes_of, fit

@@ -16,7 +16,7 @@ from napari.utils.colormaps import DirectLabelColormap
 from qtpy.QtCore import QObject, Signal
 
 from napari_attunet.errors import AttUnetError
-from napari_attunet.library import read_spec
+from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.jobs import Job

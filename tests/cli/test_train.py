@@ -17,8 +17,9 @@ import tifffile
 from napari_attunet.cli import train
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import DataError, ModelError
+from napari_attunet.header import read_spec
 from napari_attunet.images import write_labels
-from napari_attunet.library import Library, read_spec
+from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.samples import synthetic_nuclei

@@ -20,8 +20,8 @@ from napari_attunet.errors import (
     ModelError,
     TrainingError,
 )
+from napari_attunet.header import read_spec
 from napari_attunet.images import write_labels
-from napari_attunet.library import read_spec
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, drain
 from napari_attunet.samples import synthetic_nuclei

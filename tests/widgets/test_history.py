@@ -11,7 +11,8 @@ import torch
 from napari.utils.notifications import notification_manager
 from qtpy.QtWidgets import QInputDialog, QMessageBox
 
-from napari_attunet.library import Library, write_header
+from napari_attunet.header import write_header
+from napari_attunet.library import Library
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.widgets.history import COLUMNS, HistoryPanel, data_of, scores_of
 from napari_attunet.widgets.jobs import _Work
