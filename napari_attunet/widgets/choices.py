@@ -37,6 +37,7 @@ from napari_attunet.widgets.layers import (
 from napari_attunet.widgets.making import empty_labels, empty_regions
 from napari_attunet.widgets.options import let_shrink, make_form
 from napari_attunet.widgets.question import wrapped_label
+from napari_attunet.widgets.strokes import StrokeWatch
 from napari_attunet.widgets.suggestions import (
     explain,
     fits,
@@ -108,9 +109,8 @@ class Choices(QWidget):
         self._images: list[Image] = []
         self._labels: list[Labels] = []
         self._shapes: list[Shapes] = []
-        self._watched: list[tuple[Any, Callable[..., None]]] = []
+        self._strokes = StrokeWatch(viewer, self)
         self._labels_were_chosen = False
-        self._view: tuple[Any, ...] | None = None  # when labels were drawn last
         # By the labels' unique_id: what the user said of them.
         self._extents: dict[Any, Extent] = {}
         self._outputs: dict[Any, Output] = {}
@@ -157,6 +157,8 @@ class Choices(QWidget):
         self.slices.currentIndexChanged.connect(self._show_choices)
         self.new_labels.clicked.connect(self.add_labels)
         self.new_regions.clicked.connect(self.add_regions)
+        self._strokes.edited.connect(self.edited)
+        self._strokes.repainted.connect(self.repainted)
         for event, slot in self._viewer_events(viewer):
             event.connect(slot)
 
@@ -174,7 +176,7 @@ class Choices(QWidget):
         if viewer is not None:
             for event, slot in self._viewer_events(viewer):
                 event.disconnect(slot)
-        self._watch([])
+        self._strokes.follow([])
         self._images, self._labels, self._shapes = [], [], []
 
     # --- what is chosen -------------------------------------------------------------
@@ -321,7 +323,7 @@ class Choices(QWidget):
         self.new_regions.setEnabled(self.source is not None)
         shapes = _chosen(self.regions, self._shapes)
         chosen = (self.source, labels, shapes if extent == "regions" else None)
-        self._watch([layer for layer in chosen if layer is not None])
+        self._strokes.follow([layer for layer in chosen if layer is not None])
         self.changed.emit()
 
     def _name_slices(self, extent: Extent, predicted: bool) -> None:
@@ -358,47 +360,6 @@ class Choices(QWidget):
     def _on_step(self, event: Any = None) -> None:
         if self.slices.currentData() == "shown" and self._is_stack():
             self.changed.emit()
-
-    def _on_edit(self, event: Any = None) -> None:
-        self.edited.emit()
-
-    def _on_refresh(self, event: Any = None) -> None:
-        """Hear of undo and of scripts: they tell no more than that it looks new.
-
-        So it does when another slice is shown, which is no edit.
-        """
-        view = self._look()
-        if view == self._view:
-            self._on_edit()
-        self._view = view
-
-    def _look(self) -> tuple[Any, ...] | None:
-        """Return which slice the viewer shows, and how."""
-        viewer = self._viewer_ref()
-        if viewer is None:
-            return None
-        return viewer.dims.current_step, viewer.dims.order, viewer.dims.ndisplay
-
-    def _on_pixels(self, event: Any = None) -> None:
-        self.repainted.emit()
-
-    def _watch(self, layers: Sequence[Layer]) -> None:
-        """Hear of what is painted and drawn in these layers, and in no others."""
-        for event, slot in self._watched:
-            event.disconnect(slot)
-        self._watched, self._view = [], self._look()
-        for layer in layers:
-            events = layer.events
-            if isinstance(layer, Image):
-                self._watched.append((events.data, self._on_pixels))
-                continue
-            self._watched.append((events.data, self._on_edit))
-            if isinstance(layer, Labels):
-                self._watched.append((events.labels_update, self._on_edit))
-                self._watched.append((events.paint, self._on_edit))
-                self._watched.append((events.set_data, self._on_refresh))
-        for event, slot in self._watched:
-            event.connect(slot)
 
     # --- new layers -----------------------------------------------------------------
 
