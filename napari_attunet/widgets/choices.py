@@ -23,6 +23,7 @@ from qtpy.QtWidgets import (
 from napari_attunet.corrections import Extent, Output
 from napari_attunet.errors import AttUnetError
 from napari_attunet.spec import ModelSpec
+from napari_attunet.widgets.feedback import wrapped_label
 from napari_attunet.widgets.gathering import (
     Aim,
     Taken,
@@ -36,7 +37,6 @@ from napari_attunet.widgets.layers import (
 )
 from napari_attunet.widgets.making import empty_labels, empty_regions
 from napari_attunet.widgets.options import let_shrink, make_form
-from napari_attunet.widgets.question import wrapped_label
 from napari_attunet.widgets.strokes import StrokeWatch
 from napari_attunet.widgets.suggestions import (
     explain,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Shapes
-from napari.utils.notifications import notification_manager, show_error, show_info
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QEvent, QTimer, Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
@@ -18,6 +18,7 @@ from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.choices import Choices, beside
+from napari_attunet.widgets.feedback import complain, wrapped_label
 from napari_attunet.widgets.gathering import (
     Aim,
     Findings,
@@ -28,7 +29,7 @@ from napari_attunet.widgets.gathering import (
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.layers import array_of
 from napari_attunet.widgets.making import layers_of
-from napari_attunet.widgets.question import Question, wrapped_label
+from napari_attunet.widgets.question import Question
 from napari_attunet.widgets.sample_table import SampleTable
 from napari_attunet.widgets.suggestions import count_line, next_label, sample_for
 
@@ -406,11 +407,7 @@ class CollectPanel(QWidget):
         self.message.setVisible(bool(text))
 
     def _complain(self, error: Exception) -> None:
-        self._say(str(error))
-        if isinstance(error, AttUnetError):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        self._say(complain(error))
 
     # --- the end --------------------------------------------------------------------
 

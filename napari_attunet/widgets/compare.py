@@ -24,8 +24,8 @@ from qtpy.QtWidgets import (
 
 from napari_attunet.progress import Progress
 from napari_attunet.widgets.comparison import Comparison, describe
+from napari_attunet.widgets.feedback import wrapped_label
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.question import wrapped_label
 
 if TYPE_CHECKING:
     import napari.viewer

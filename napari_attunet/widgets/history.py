@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from napari.utils.notifications import notification_manager, show_error
 from qtpy.QtCore import Qt, Signal
 from qtpy.QtWidgets import (
     QGridLayout,
@@ -23,13 +22,12 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_attunet.errors import AttUnetError
 from napari_attunet.library import Entry, Library, Node
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.boxes import LibraryWatch
+from napari_attunet.widgets.feedback import complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.question import wrapped_label
 
 __all__ = ["HistoryPanel", "data_of", "scores_of"]
 
@@ -212,11 +210,7 @@ class HistoryPanel(QWidget):
         self.message.setText(self._done)
 
     def _on_failed(self, error: Exception) -> None:
-        self.message.setText(str(error))
-        if isinstance(error, (AttUnetError, OSError)):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        self.message.setText(complain(error))
 
     def _on_ended(self) -> None:
         self._job = None

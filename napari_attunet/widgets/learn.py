@@ -8,11 +8,10 @@ import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import notification_manager, show_error, show_info
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QSignalBlocker, Signal
 from qtpy.QtWidgets import (
     QHBoxLayout,
-    QProgressBar,
     QPushButton,
     QVBoxLayout,
     QWidget,
@@ -24,11 +23,12 @@ from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress
 from napari_attunet.widgets import rounds
 from napari_attunet.widgets.compare import CompareView
-from napari_attunet.widgets.jobs import Job, TimeLeft
+from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
+from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.learn_form import WATCH, LearnForm
 from napari_attunet.widgets.plot import LossPlot
 from napari_attunet.widgets.preview import Preview
-from napari_attunet.widgets.question import Question, wrapped_label
+from napari_attunet.widgets.question import Question
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -87,7 +87,6 @@ class LearnPanel(QWidget):
         self._giving_up = False  # the user pressed Cancel
         self._job: Job | None = None  # trains
         self._errand: Job | None = None  # stores or drops
-        self._time_left = TimeLeft()
         self._build(viewer)
         self._connect(viewer)
         self.refresh_samples()
@@ -109,7 +108,7 @@ class LearnPanel(QWidget):
         self.train.setFont(font)
         for button in (self.train, self.stop, self.cancel):
             button.setMinimumHeight(36)
-        self.bar = QProgressBar()
+        self.bar = JobBar()
         self.message = wrapped_label()
         self.plot = LossPlot(viewer.theme)
         self.preview = Preview(viewer, self)
@@ -251,7 +250,7 @@ class LearnPanel(QWidget):
         self._request = request
         self._enough = threading.Event()
         self._giving_up = False
-        self._time_left = TimeLeft()
+        self.bar.restart()
         self._job = Job(functools.partial(rounds.learn, request, self._enough), self)
         self._job.progressed.connect(self._on_progressed)
         self._job.succeeded.connect(self._on_learnt)
@@ -281,10 +280,7 @@ class LearnPanel(QWidget):
             self._show_state()
 
     def _on_progressed(self, progress: Progress) -> None:
-        self.bar.setRange(0, progress.total if progress.total > 1 else 0)
-        self.bar.setValue(progress.done)
-        left = self._time_left(progress) if progress.total else ""
-        self.bar.setFormat(f"%p %  {left}" if left else "%p %")
+        self.bar.follow(progress)
         if not self._enough.is_set():
             self.message.setText(progress.message)
         if progress.values:
@@ -396,12 +392,7 @@ class LearnPanel(QWidget):
     # --- what is shown --------------------------------------------------------------
 
     def _complain(self, error: Exception) -> None:
-        lines = str(error).splitlines()
-        self.message.setText(lines[0] if lines else type(error).__name__)
-        if isinstance(error, (AttUnetError, OSError)):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        self.message.setText(complain(error))
 
     def _show_state(self) -> None:
         running, busy = self.running, self.busy

@@ -7,14 +7,13 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import notification_manager, show_error, show_info
+from napari.utils.notifications import show_info
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, QSignalBlocker, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QHBoxLayout,
     QListWidget,
-    QProgressBar,
     QPushButton,
     QVBoxLayout,
     QWidget,
@@ -25,9 +24,9 @@ from napari_attunet.library import Library
 from napari_attunet.progress import Progress
 from napari_attunet.review import Place
 from napari_attunet.widgets.boxes import ImageBox, ModelBox
-from napari_attunet.widgets.jobs import Job, TimeLeft
+from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
+from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.options import make_form
-from napari_attunet.widgets.question import wrapped_label
 from napari_attunet.widgets.search import find_places, plan_search, show
 
 if TYPE_CHECKING:
@@ -75,7 +74,6 @@ class PlacesPanel(QWidget):
         viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
         self._job: Job | None = None
-        self._time_left = TimeLeft()
         self._places: tuple[Place, ...] = ()
         self._source: Callable[[], Image | None] = _nothing  # whose places they are
         self._axes = ""  # of the source
@@ -98,7 +96,7 @@ class PlacesPanel(QWidget):
         self.look = QPushButton("Find places to check")
         self.look.setToolTip("Look where the model is most in doubt")
         self.cancel = QPushButton("Cancel")
-        self.bar = QProgressBar()
+        self.bar = JobBar()
         self.places = QListWidget()
         self.places.setMinimumHeight(120)
         self.back = QPushButton("< Back")
@@ -186,7 +184,7 @@ class PlacesPanel(QWidget):
             return
         self._show_places(())
         self._source, self._axes = weakref.ref(layer), search.layer_axes
-        self._time_left = TimeLeft()
+        self.bar.restart()
         self._job = Job(functools.partial(find_places, search), self)
         self._job.progressed.connect(self._on_progressed)
         self._job.succeeded.connect(self._on_found)
@@ -204,10 +202,7 @@ class PlacesPanel(QWidget):
             self._show_state()
 
     def _on_progressed(self, progress: Progress) -> None:
-        self.bar.setRange(0, progress.total if progress.total > 1 else 0)
-        self.bar.setValue(progress.done)
-        left = self._time_left(progress) if progress.total else ""
-        self.bar.setFormat(f"%p %  {left}" if left else "%p %")
+        self.bar.follow(progress)
         self.message.setText(progress.message)
 
     def _on_found(self, places: tuple[Place, ...]) -> None:
@@ -244,11 +239,7 @@ class PlacesPanel(QWidget):
         self._show_places(())
 
     def _complain(self, error: Exception) -> None:
-        self.message.setText(str(error))
-        if isinstance(error, AttUnetError):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        self.message.setText(complain(error))
 
     # --- the places -----------------------------------------------------------------
 

@@ -1,18 +1,19 @@
-"""Text that wraps, and a question in the dock itself, with two answers."""
+"""A question in the dock itself, with two answers."""
 
 from __future__ import annotations
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import (
     QHBoxLayout,
-    QLabel,
     QPushButton,
     QSizePolicy,
     QVBoxLayout,
     QWidget,
 )
 
-__all__ = ["Question", "wrapped_label"]
+from napari_attunet.widgets.feedback import wrapped_label
+
+__all__ = ["Question"]
 
 
 class Question(QWidget):
@@ -57,12 +58,3 @@ class Question(QWidget):
     def _on_no(self) -> None:
         self.hide()
         self.answered.emit(False)
-
-
-def wrapped_label(text: str = "") -> QLabel:
-    """Return text that takes as many lines as it needs."""
-    label = QLabel(text)
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
-    return label

@@ -24,7 +24,8 @@ from superqt import QElidingLabel
 
 from napari_attunet.corrections import Sample, TrainingSet, default_folder
 from napari_attunet.errors import DataError
-from napari_attunet.widgets.question import Question, wrapped_label
+from napari_attunet.widgets.feedback import wrapped_label
+from napari_attunet.widgets.question import Question
 from napari_attunet.widgets.suggestions import grouped, plural
 
 __all__ = ["SampleTable"]

@@ -9,15 +9,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Layer
-from napari.utils.notifications import notification_manager, show_error, show_info
-from qtpy.QtCore import QEvent, QSignalBlocker, Qt, QTimer, Signal
+from napari.utils.notifications import show_info
+from qtpy.QtCore import QEvent, QSignalBlocker, QTimer, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QHBoxLayout,
-    QLabel,
-    QProgressBar,
     QPushButton,
-    QSizePolicy,
     QToolButton,
     QVBoxLayout,
     QWidget,
@@ -27,7 +24,8 @@ from napari_attunet.errors import AttUnetError
 from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.widgets.boxes import ImageBox, ModelBox
-from napari_attunet.widgets.jobs import Job, TimeLeft
+from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
+from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.layers import axes_of, is_result
 from napari_attunet.widgets.options import Options, let_shrink, make_form
 from napari_attunet.widgets.results import (
@@ -101,7 +99,6 @@ class SegmentWidget(QWidget):
         self._delivery: Iterator[Layer] | None = None
         self._job: Job | None = None
         self._device_job: Job | None = None
-        self._time_left = TimeLeft()
         self._build(viewer)
         self._connect(viewer)
         self._on_image_chosen()
@@ -118,7 +115,7 @@ class SegmentWidget(QWidget):
         self.refresh.setToolTip("Look for models again")
         self.device = QComboBox()
         self.device.addItems(["auto", "cpu"])
-        self.device_line = _wrapped_label("Looking for a device …")
+        self.device_line = wrapped_label("Looking for a device …")
         self.options = Options()
         self.segment = QPushButton("Segment")
         self.segment.setToolTip(f"Segment the image ({SHORTCUT.replace('-', '+')})")
@@ -128,8 +125,8 @@ class SegmentWidget(QWidget):
         self.segment.setFont(font)
         self.cancel = QPushButton("Cancel")
         self.cancel.setMinimumHeight(36)
-        self.bar = QProgressBar()
-        self.message = _wrapped_label("")
+        self.bar = JobBar()
+        self.message = wrapped_label()
         let_shrink(self.device)
 
         models = QHBoxLayout()
@@ -265,7 +262,7 @@ class SegmentWidget(QWidget):
             return
         self._source = source
         self._watch = EditWatch(viewer.layers, task)
-        self._time_left = TimeLeft()
+        self.bar.restart()
         self._job = Job(functools.partial(compute, task), self)
         self._job.progressed.connect(self._on_progressed)
         self._job.succeeded.connect(self._on_succeeded)
@@ -284,11 +281,7 @@ class SegmentWidget(QWidget):
             self.message.setText("Stopping …")
 
     def _on_progressed(self, progress: Progress) -> None:
-        # A single step cannot tell how far it is; the bar then only moves.
-        self.bar.setRange(0, progress.total if progress.total > 1 else 0)
-        self.bar.setValue(progress.done)
-        left = self._time_left(progress) if progress.total else ""
-        self.bar.setFormat(f"%p %  {left}" if left else "%p %")
+        self.bar.follow(progress)
         self.message.setText(progress.message)
 
     def _on_succeeded(self, outcome: Outcome) -> None:
@@ -333,11 +326,7 @@ class SegmentWidget(QWidget):
             show_info(f"“{name}” was removed: its segmentation was stopped.")
 
     def _complain(self, error: Exception) -> None:
-        self.message.setText(str(error))
-        if isinstance(error, AttUnetError):
-            show_error(str(error))
-        else:
-            notification_manager.receive_error(type(error), error, error.__traceback__)
+        self.message.setText(complain(error))
 
     def _show_state(self) -> None:
         ready = self.source is not None and self.entry is not None
@@ -373,11 +362,3 @@ def _describe_device(wanted: str) -> Steps[tuple[tuple[str, ...], str]]:
     except AttUnetError as error:
         return available_devices(), str(error)
     return available_devices(), f"Runs on {device}. {device.reason}"
-
-
-def _wrapped_label(text: str) -> QLabel:
-    label = QLabel(text)
-    label.setWordWrap(True)
-    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-    label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
-    return label

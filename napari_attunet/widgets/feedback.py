@@ -1,0 +1,55 @@
+"""What a dock says: text that wraps, how far a job is, and what went wrong."""
+
+from __future__ import annotations
+
+from napari.utils.notifications import notification_manager, show_error
+from qtpy.QtCore import Qt
+from qtpy.QtWidgets import QLabel, QProgressBar, QSizePolicy
+
+from napari_attunet.errors import AttUnetError
+from napari_attunet.progress import Progress
+from napari_attunet.widgets.jobs import TimeLeft
+
+__all__ = ["JobBar", "complain", "wrapped_label"]
+
+
+def wrapped_label(text: str = "") -> QLabel:
+    """Return text that takes as many lines as it needs."""
+    label = QLabel(text)
+    label.setWordWrap(True)
+    label.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
+    label.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Minimum)
+    return label
+
+
+class JobBar(QProgressBar):
+    """How far a job is, and how long it will take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._time_left = TimeLeft()
+
+    def restart(self) -> None:
+        """Begin with another job."""
+        self._time_left = TimeLeft()
+        self.follow(Progress(0, 0))
+
+    def follow(self, progress: Progress) -> None:
+        """Show how far it is; a job of one step only moves, for it cannot tell."""
+        self.setRange(0, progress.total if progress.total > 1 else 0)
+        self.setValue(progress.done)
+        left = self._time_left(progress) if progress.total else ""
+        self.setFormat(f"%p %  {left}" if left else "%p %")
+
+
+def complain(error: Exception) -> str:
+    """Tell of an error as napari does, and return what the dock is to say of it.
+
+    What users and their disks can cause is a sentence; all else comes with its
+    traceback.
+    """
+    if isinstance(error, AttUnetError | OSError):
+        show_error(str(error))
+    else:
+        notification_manager.receive_error(type(error), error, error.__traceback__)
+    return next(iter(str(error).splitlines()), type(error).__name__)
