@@ -6,22 +6,34 @@ It lies in the round's folder, beside the models, and is read without PyTorch.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from napari_attunet.atomic import replacing
 from napari_attunet.corrections import TrainingSet
-from napari_attunet.errors import DataError, ModelError
+from napari_attunet.errors import DataError, ModelError, TrainingError
 from napari_attunet.schema import from_json, to_json
 
-__all__ = ["ROUNDS", "Contender", "Record", "Round", "read_record", "unfinished"]
+__all__ = [
+    "ROUNDS",
+    "Contender",
+    "Record",
+    "Round",
+    "claimed",
+    "read_record",
+    "unfinished",
+]
 
 #: Folder of the rounds, in that of the training set; samples don't begin with a dot.
 ROUNDS = ".rounds"
 
 #: In the folder of a round.
-FILE = "round.json"
+FILE, LOCK = "round.json", "round.lock"
 
 FORMAT = 1
 
@@ -129,10 +141,47 @@ def read_record(folder: Path) -> Record:
     )
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Keep a round's folder for oneself; the system gives it back after a kill.
+
+    Raises
+    ------
+    TrainingError
+        If another process is at work there.
+    """
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise TrainingError(
+            f"Another process is training in {folder}: wait for it, or choose another "
+            "folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _is_claimed(folder: Path) -> bool:
+    if not (folder / LOCK).exists():
+        return False
+    try:
+        with claimed(folder):
+            return False
+    except TrainingError:
+        return True
+
+
 def unfinished(training_set: TrainingSet) -> Path | None:
-    """Return the folder of the newest round that was neither accepted nor dropped."""
+    """Return the folder of the newest round that was neither accepted nor dropped.
+
+    Rounds that another process is at work on are its own affair.
+    """
     rounds = training_set.folder / ROUNDS
     if not rounds.is_dir():
         return None
     folders = [f for f in rounds.iterdir() if f.is_dir() and f.name[0] != "."]
-    return max(folders, key=lambda f: f.stat().st_mtime, default=None)
+    folders.sort(key=lambda f: f.stat().st_mtime, reverse=True)
+    return next((f for f in folders if not _is_claimed(f)), None)

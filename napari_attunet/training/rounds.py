@@ -26,7 +26,13 @@ from napari_attunet.training.lessons import (
     read_lessons,
     spec_for,
 )
-from napari_attunet.training.record import Contender, Record, Round, read_record
+from napari_attunet.training.record import (
+    Contender,
+    Record,
+    Round,
+    claimed,
+    read_record,
+)
 from napari_attunet.training.samples import data_hash
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.training.trainer import train
@@ -88,6 +94,8 @@ def run_round(
     ------
     DataError, ModelError
         If there is nothing to learn from, or it doesn't fit the parent.
+    TrainingError
+        If another process is at work in that folder.
     Cancelled
         If `Enough` comes before there is any model.
     """
@@ -113,70 +121,71 @@ def run_round(
     total = plan.steps * len(starts)
     record = Record(identity=_identity(old, lessons, settings), total=total)
     folder.mkdir(parents=True, exist_ok=True)
-    if read_record(folder).identity != record.identity:
-        _clear(folder)
-    record.write(folder)
+    with claimed(folder):
+        if read_record(folder).identity != record.identity:
+            _clear(folder)
+        record.write(folder)
 
-    if old is not None and old.spec.output == lessons.output:
-        learn, stopped = yield from _through(
-            anchored(lessons, old, device, thread_count)
-        )
-        enough |= stopped
-        lessons = dataclasses.replace(lessons, learn=learn)
-    for number, start in enumerate(starts):
-        name = {"parent": "tuned", "scratch": "scratch"}[start]
-        file = folder / f"{name}.safetensors"
-        if file.exists():
-            models[name] = load_model(file)
-            continue
-        if enough:
-            continue
-        before, told = number * plan.steps, time.monotonic()
-        steps = _learn(
-            start, old, spec, lessons, settings, file, device, thread_count, preview
-        )
-        try:
-            progress = next(steps)
-            while True:
-                done = before + progress.done
-                if time.monotonic() - told > RECORD_SECONDS:
-                    dataclasses.replace(record, done=done).write(folder)
-                    told = time.monotonic()
-                said = f"{progress.message} ({name})"
-                if (yield from _tell(Progress(done, total, said, progress.values))):
-                    enough = True
-                    progress = steps.throw(Enough())
-                else:
-                    progress = next(steps)
-        except StopIteration as end:
-            models[name] = end.value
-        except Enough:  # it had not begun
-            continue
-        finally:
-            steps.close()
-        save_model(models[name], file)
+        if old is not None and old.spec.output == lessons.output:
+            learn, stopped = yield from _through(
+                anchored(lessons, old, device, thread_count)
+            )
+            enough |= stopped
+            lessons = dataclasses.replace(lessons, learn=learn)
+        for number, start in enumerate(starts):
+            name = {"parent": "tuned", "scratch": "scratch"}[start]
+            file = folder / f"{name}.safetensors"
+            if file.exists():
+                models[name] = load_model(file)
+                continue
+            if enough:
+                continue
+            before, told = number * plan.steps, time.monotonic()
+            steps = _learn(
+                start, old, spec, lessons, settings, file, device, thread_count, preview
+            )
+            try:
+                progress = next(steps)
+                while True:
+                    done = before + progress.done
+                    if time.monotonic() - told > RECORD_SECONDS:
+                        dataclasses.replace(record, done=done).write(folder)
+                        told = time.monotonic()
+                    said = f"{progress.message} ({name})"
+                    if (yield from _tell(Progress(done, total, said, progress.values))):
+                        enough = True
+                        progress = steps.throw(Enough())
+                    else:
+                        progress = next(steps)
+            except StopIteration as end:
+                models[name] = end.value
+            except Enough:  # it had not begun
+                continue
+            finally:
+                steps.close()
+            save_model(models[name], file)
 
-    contenders = []
-    for name, model in models.items():
-        yield from _tell(Progress(total, total, f"Comparing ({name})"))
-        if name not in scores:
-            scores[name], _ = yield from _scores(
-                model, lessons, total, device, thread_count
+        contenders = []
+        for name, model in models.items():
+            yield from _tell(Progress(total, total, f"Comparing ({name})"))
+            if name not in scores:
+                scores[name], _ = yield from _scores(
+                    model, lessons, total, device, thread_count
+                )
+            contenders.append(
+                Contender(
+                    name=name,
+                    model=model.spec.key,
+                    scores=scores[name],
+                    merit=_merit(scores[name], trusted=lessons.trusted),
+                    file=None if name == "parent" else f"{name}.safetensors",
+                )
             )
-        contenders.append(
-            Contender(
-                name=name,
-                model=model.spec.key,
-                scores=scores[name],
-                merit=_merit(scores[name], trusted=lessons.trusted),
-                file=None if name == "parent" else f"{name}.safetensors",
-            )
-        )
-    if not contenders:
-        raise Cancelled("Stopped before anything was learnt.")
-    outcome = _propose(contenders, trusted=lessons.trusted)
-    dataclasses.replace(record, done=total, outcome=outcome).write(folder)
-    return outcome
+        if not contenders:
+            raise Cancelled("Stopped before anything was learnt.")
+        outcome = _propose(contenders, trusted=lessons.trusted)
+        dataclasses.replace(record, done=total, outcome=outcome).write(folder)
+        return outcome
 
 
 def _tell(progress: Progress) -> Generator[Progress, None, bool]:

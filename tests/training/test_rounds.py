@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from napari_attunet.corrections import Correction, TrainingSet
-from napari_attunet.errors import Cancelled, DataError, ModelError
+from napari_attunet.errors import Cancelled, DataError, ModelError, TrainingError
 from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, drain
@@ -16,7 +18,7 @@ from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training import rounds
 from napari_attunet.training.lessons import anchored, read_lessons
-from napari_attunet.training.record import Contender, read_record, unfinished
+from napari_attunet.training.record import Contender, claimed, read_record, unfinished
 from napari_attunet.training.rounds import accept, run_round
 from napari_attunet.training.settings import RoundSettings
 
@@ -262,6 +264,38 @@ def sparse(tmp_path):
     found = TrainingSet(tmp_path / "sparse")
     found.add(correction(image, np.where(labels <= 3, labels, 0), extent="painted"))
     return found
+
+
+def test_one_process_at_a_time_is_at_work_in_a_folder(training_set, parent):
+    folder = training_set.folder / ".rounds" / "shared"
+    steps = run_round(training_set, parent, SETTINGS, folder)
+    while (folder / "round.json").exists() is False:
+        next(steps)
+    assert unfinished(training_set) is None  # somebody is at it
+    with pytest.raises(TrainingError, match="Another process"):
+        drain(run_round(training_set, parent, SETTINGS, folder))
+    steps.close()
+    assert unfinished(training_set) == folder
+    drain(run_round(training_set, parent, SETTINGS, folder))
+
+
+def test_a_killed_process_claims_nothing(tmp_path):
+    code = (
+        "import sys, pathlib; from napari_attunet.training.record import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1])): print('mine', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    ) as child:
+        assert child.stdout.readline().strip() == b"mine"
+        with pytest.raises(TrainingError), claimed(tmp_path):
+            pass
+        child.kill()
+        child.wait()
+    with claimed(tmp_path):
+        pass
 
 
 def test_what_the_parent_is_sure_of_counts_a_little(sparse):
