@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from qtpy.QtCore import Qt, Signal
+from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtWidgets import (
     QGridLayout,
     QHeaderView,
@@ -31,9 +31,12 @@ from napari_attunet.widgets.jobs import Job
 
 __all__ = ["HistoryPanel", "data_of", "scores_of"]
 
-COLUMNS = ("Model", "In use", "Date", "Images", "Score")
+COLUMNS = ("Model", "✓", "Images", "Dice", "AP50", "Date")
 
-#: What is measured, in the words of the field; the first two are shown.
+#: Pixels; in a narrower dock the date, which comes last, is left to the tooltip.
+ROOMY = 420
+
+#: What is measured, in the words of the field; the first two have columns.
 SCORES = {"dice": "Dice", "ap50": "AP50", "ap70": "AP70"}
 
 
@@ -42,10 +45,10 @@ class HistoryPanel(QWidget):
 
     ::
 
-        Model                  In use  Date         Images  Score
-        ▾ nuclei-histology@1     ✓                  48      Dice 0.84, AP50 0.61
-          ▾ mine@1                     2026-11-20   1       Dice 0.86, AP50 0.44
-              mine@2             ✓     2026-11-21   3       Dice 0.88, AP50 0.47
+        Model                 ✓  Images  Dice  AP50  Date
+        ▾ nuclei-histology@1  ✓  48      0.84  0.61
+          ▾ mine@1               1       0.86  0.44  2026-11-20
+              mine@2          ✓  3       0.88  0.47  2026-11-21
         [ Use this version ] [ Rename…  ]
         [ Duplicate…       ] [ Delete   ]
         mine@1 is now in use.
@@ -79,11 +82,14 @@ class HistoryPanel(QWidget):
         self.tree.setHeaderLabels(COLUMNS)
         self.tree.setUniformRowHeights(True)
         self.tree.setIndentation(14)  # the dock is narrow
+        self.tree.setTextElideMode(Qt.TextElideMode.ElideMiddle)  # versions come last
         self.tree.setMinimumHeight(140)
         header = self.tree.header()
         if header is not None:
             header.setStretchLastSection(False)
+            header.setMinimumSectionSize(24)
             header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+            header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.use = QPushButton("Use this version")
         self.use.setToolTip(
             "Take it wherever the name alone is given, until a newer version comes"
@@ -129,6 +135,12 @@ class HistoryPanel(QWidget):
         if kept is not None:
             self.select(kept.spec.key)
         self._show_state()
+
+    def event(self, event: Any) -> bool:
+        """Leave out what there is no room for."""
+        if event.type() == QEvent.Type.Resize:
+            self.tree.setColumnHidden(COLUMNS.index("Date"), self.width() < ROOMY)
+        return bool(super().event(event))
 
     def _items(self) -> list[QTreeWidgetItem]:
         flags = Qt.MatchFlag.MatchContains | Qt.MatchFlag.MatchRecursive
@@ -230,14 +242,14 @@ def _item(node: Node) -> QTreeWidgetItem:
     entry = node.entry
     spec = entry.spec
     images = data_of(spec).get("images")
-    shown = (f"{SCORES[n]} {v:.2f}" for n, v in list(scores_of(spec).items())[:2])
+    scores = scores_of(spec)
     item = QTreeWidgetItem(
         [
             spec.key,
             "✓" if entry.current else "",
-            "" if entry.bundled else _date(entry),
             "" if images is None else str(images),
-            ", ".join(shown),
+            *(f"{scores[n]:.2f}" if n in scores else "" for n in list(SCORES)[:2]),
+            "" if entry.bundled else _date(entry),
         ]
     )
     item.setData(0, Qt.ItemDataRole.UserRole, entry)
@@ -263,7 +275,7 @@ def _date(entry: Entry) -> str:
 def _tip(entry: Entry) -> str:
     spec = entry.spec
     data, settings = data_of(spec), spec.training.get("settings")
-    lines = [spec.description]
+    lines = [f"{spec.key}{', in use' * entry.current}", spec.description]
     if entry.bundled:
         lines.append("Came with napari-attunet.")
     if spec.parent:
@@ -278,7 +290,7 @@ def _tip(entry: Entry) -> str:
     if isinstance(settings, Mapping):
         lines += ["Settings:", *_settings_lines(settings)]
     if not entry.bundled:
-        lines.append(str(entry.path))
+        lines.append(f"Stored on {_date(entry)} as {entry.path}")
     return "\n".join(line for line in lines if line)
 
 

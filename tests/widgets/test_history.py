@@ -60,7 +60,7 @@ def panel(library, qtbot):
 
 
 def rows(panel):
-    """Every line: depth, model, whether in use, date, images, score."""
+    """Every line: depth, model, whether in use, images, scores, date."""
 
     def walk(item, depth):
         yield (depth, *(item.text(column) for column in range(len(COLUMNS))))
@@ -111,14 +111,25 @@ def answer(monkeypatch):
 
 def test_versions_stand_under_their_parents(panel):
     assert rows(panel) == [
-        (0, "nuclei@1", "✓", "", "3", "Dice 0.88, AP50 0.50"),
-        (1, "mine@1", "", "2023-11-14", "3", "Dice 0.88, AP50 0.50"),
-        (2, "mine@2", "✓", "2023-11-14", "", ""),
+        (0, "nuclei@1", "✓", "3", "0.88", "0.50", ""),
+        (1, "mine@1", "", "3", "0.88", "0.50", "2023-11-14"),
+        (2, "mine@2", "✓", "", "", "", "2023-11-14"),
     ]
     top = panel.tree.topLevelItem(0)
     assert top.isExpanded()
     assert top.font(0).bold()
     assert not top.child(0).font(0).bold()
+
+
+def test_a_narrow_dock_leaves_the_date_to_the_tip(panel):
+    date = COLUMNS.index("Date")
+    panel.resize(340, 300)
+    panel.show()
+    assert panel.tree.isColumnHidden(date)
+    scrolling = panel.tree.horizontalScrollBar()
+    assert scrolling.maximum() == 0
+    panel.resize(600, 300)
+    assert not panel.tree.isColumnHidden(date)
 
 
 def test_tips_tell_all_about_a_version(panel):
