@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = ["replacing"]
+
+#: Seconds. A temporary file so old was left by a process that was killed.
+STALE = 24 * 3600
 
 
 @contextlib.contextmanager
@@ -16,7 +21,8 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     """Give a temporary name beside a path; what is there moves to it if all went well.
 
     A crash leaves the old file or none, never half of one. The name begins with a dot
-    and ends as the path does, which libraries look at.
+    and ends as the path does, which libraries look at. What killed processes left of
+    earlier attempts is cleared away after a day.
 
     Parameters
     ----------
@@ -27,6 +33,7 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
         that write the same file one then gets a ``FileExistsError``. Files only.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
@@ -52,3 +59,14 @@ def _move(temporary: Path, path: Path) -> None:
         raise
     if old.exists():
         shutil.rmtree(old)
+
+
+def _sweep(path: Path) -> None:
+    for left_over in path.parent.glob(f".????????.{glob.escape(path.name)}"):
+        with contextlib.suppress(OSError):  # another process sweeps as well
+            if time.time() - left_over.stat().st_mtime < STALE:
+                continue
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            else:
+                left_over.unlink()

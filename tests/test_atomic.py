@@ -1,5 +1,7 @@
 """A file is there whole, or as it was."""
 
+import os
+
 import pytest
 
 from napari_attunet.atomic import replacing
@@ -58,3 +60,28 @@ def test_of_two_exclusive_writers_one_fails(tmp_path):
         race()
     assert path.read_text() == "theirs"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_kills_left_is_cleared_away_after_a_day(tmp_path):
+    old, young, other, folder = (
+        tmp_path / name
+        for name in (".0123abcd.a.txt", ".4567abcd.a.txt", ".0123abcd.b.txt", "c")
+    )
+    for path in (old, young, other):
+        path.write_text("half")
+    folder.mkdir()
+    left = folder / ".0123abcd.d"
+    left.mkdir()
+    (left / "part").write_text("half")
+    for path in (old, other, left):
+        os.utime(path, (0, 0))
+    write(tmp_path / "a.txt", "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "a.txt",
+        young.name,
+        other.name,
+        "c",
+    }
+    with replacing(folder / "d") as temporary:
+        temporary.mkdir()
+    assert [p.name for p in folder.iterdir()] == ["d"]
