@@ -14,7 +14,8 @@ import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,23 +35,37 @@ from napari_attunet.corrections.sample import (
 )
 from napari_attunet.corrections.split import (
     Split,
+    Validation,
     block_shape,
     frame_axes,
     hash_image,
     in_axes,
     split_image,
 )
-from napari_attunet.errors import DataError
+from napari_attunet.errors import DataError, ModelError
 from napari_attunet.images import write_image
+from napari_attunet.schema import from_json, to_json
 
 __all__ = ["TrainingSet", "default_folder"]
 
 #: Overrides where the training set is kept.
 FOLDER_VARIABLE = "NAPARI_ATTUNET_TRAINING"
+#: In a training set's folder: what was held out of images that are gone.
+NOTES = ".held-out"
 #: Longest part of a sample's name in that of its folder.
 SLUG = 40
 #: A sample may be replaced while it is read; more often than this it isn't.
 ATTEMPTS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Note:
+    """A split, and the order of axes that it is told in."""
+
+    axes: str
+    validation: Validation
+    block: tuple[int, ...]
+    held: tuple[tuple[int, ...], ...]
 
 
 def default_folder() -> Path:
@@ -154,6 +169,7 @@ class TrainingSet:
         """
         gone = self.folder / f".{uuid.uuid4().hex[:8]}.{sample.id}.gone"
         with _writing(sample.folder):
+            self._note_what_was_held(sample)
             for old in self._left_over(sample.id):
                 shutil.rmtree(old)
             with contextlib.suppress(FileNotFoundError):
@@ -188,6 +204,46 @@ class TrainingSet:
         """Return old versions of samples that were not cleared away."""
         return list(self.folder.glob(f".????????.{identifier}.old"))
 
+    def _note_what_was_held(self, sample: Sample) -> None:
+        """Keep in mind what was held out of an image that goes away.
+
+        Models were trained on the rest of it, should it ever come back.
+        """
+        note = _Note(
+            axes=sample.label_axes,
+            validation=sample.validation,
+            block=sample.block,
+            held=sample.held,
+        )
+        with replacing(self._note(sample.image_sha256)) as temporary:
+            temporary.write_text(to_json(note), "utf-8")
+
+    def _note(self, image_sha256: str) -> Path:
+        return self.folder / NOTES / f"{image_sha256}.json"
+
+    def _choose(
+        self,
+        image_sha256: str,
+        known: npt.NDArray[np.bool_],
+        correction: Correction,
+        identifier: str,
+    ) -> Split:
+        """Return what is held out of an image: as before, or as its content decides."""
+        axes = correction.view().label_axes
+        others = [s for s in self.samples() if s.id != identifier]
+        for sample in others:
+            if sample.image_sha256 == image_sha256:
+                return _split_for(axes, sample)
+        with contextlib.suppress(OSError, ModelError):  # not there, or not whole
+            text = self._note(image_sha256).read_text("utf-8")
+            note = from_json(_Note, text)
+            return in_axes(
+                Split(note.validation, note.block, note.held), note.axes, axes
+            )
+        block = block_shape(known.shape, frame_axes(axes, correction.ndim))
+        images = len({s.image_sha256 for s in others})
+        return split_image(image_sha256, known, block, images=images)
+
     def _store(
         self, correction: Correction, identifier: str, present: Sample | None
     ) -> Sample:
@@ -208,8 +264,8 @@ class TrainingSet:
         if present and present.image_sha256 == image_sha256:
             split = _split_for(view.label_axes, present)
         else:
-            others = [s for s in self.samples() if s.id != identifier]
-            split = _choose(image_sha256, found.weight > 0, correction, others)
+            known = found.weight > 0
+            split = self._choose(image_sha256, known, correction, identifier)
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         folder = self.folder / identifier
         with _writing(folder), replacing(folder) as temporary:
@@ -246,6 +302,9 @@ class TrainingSet:
                 **dataclasses.asdict(split),
             )
             write_description(sample, temporary)
+        if present and present.image_sha256 != image_sha256:
+            with _writing(folder):
+                self._note_what_was_held(present)
         return sample
 
 
@@ -267,22 +326,6 @@ def _labels_kept(correction: Correction) -> Correction:
         background=correction.background and int(correction.background),
         source=json.loads(json.dumps(correction.source)),
     )
-
-
-def _choose(
-    image_sha256: str,
-    known: npt.NDArray[np.bool_],
-    correction: Correction,
-    others: Sequence[Sample],
-) -> Split:
-    """Return what is held out of an image: as before, or as its content decides."""
-    axes = correction.view().label_axes
-    for sample in others:
-        if sample.image_sha256 == image_sha256:
-            return _split_for(axes, sample)
-    block = block_shape(known.shape, frame_axes(axes, correction.ndim))
-    images = len({s.image_sha256 for s in others})
-    return split_image(image_sha256, known, block, images=images)
 
 
 def _split_for(axes: str, sample: Sample) -> Split:

@@ -281,7 +281,7 @@ def test_what_is_gone_cannot_be_changed_but_removed_again(training_set):
     ):
         with pytest.raises(DataError, match="no sample"):
             change()
-    assert list(training_set.folder.iterdir()) == []
+    assert [p.name for p in training_set.folder.iterdir()] == [folder.NOTES]
 
 
 # ---- what is held out -------------------------------------------------------------
@@ -457,7 +457,29 @@ def test_an_old_version_that_a_crash_left_does_not_rise_again(training_set):
     (training_set.folder / f".01234567.{sample.id}.old").mkdir()
     training_set.remove(sample)
     assert training_set.samples() == ()
-    assert list(training_set.folder.iterdir()) == []
+    assert [p.name for p in training_set.folder.iterdir()] == [folder.NOTES]
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_what_was_held_out_stays_so_when_an_image_comes_back(training_set, damaged):
+    whole = correction()
+    some = np.where(whole.labels > 30, whole.labels, 0)
+    first = training_set.add(whole)
+    training_set.remove(first)
+    if damaged:
+        (note,) = (training_set.folder / folder.NOTES).iterdir()
+        note.write_text("half")
+    painted = training_set.add(correction(labels=some, extent="painted"))
+    same = (painted.validation, painted.held) == (first.validation, first.held)
+    assert same is not damaged
+
+
+def test_another_image_in_a_sample_does_not_make_the_first_forgotten(training_set):
+    sample = training_set.add(correction())
+    training_set.update(sample, correction(seed=1))
+    some = np.where(correction().labels > 30, correction().labels, 0)
+    again = training_set.add(correction(labels=some, extent="painted"))
+    assert again.held == sample.held
 
 
 WRITER = """
