@@ -106,8 +106,14 @@ def _why_no_cuda() -> str:
     return "CUDA is not used because no NVIDIA card or driver was found."
 
 
-def default_threads() -> int:
-    """Return how many threads to use: as many as cores this process may run on."""
+def default_threads(spare: int = 0) -> int:
+    """Return how many threads to use: as many as cores this process may run on.
+
+    Parameters
+    ----------
+    spare : int
+        Cores that are left to another process, if there are more.
+    """
     asked = os.environ.get(THREADS_VARIABLE, "")
     if asked:
         if not asked.isdecimal() or int(asked) < 1:
@@ -119,7 +125,7 @@ def default_threads() -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows don't tell
         cores = os.cpu_count() or 1
-    return max(1, min(cores, torch.get_num_threads()))
+    return max(1, min(cores, torch.get_num_threads()) - spare)
 
 
 def release_memory(device: Device) -> None:

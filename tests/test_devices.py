@@ -62,8 +62,17 @@ def test_threads_are_set_and_restored():
         pass
 
 
+def test_a_core_is_spared_where_there_are_more(monkeypatch):
+    monkeypatch.delenv("NAPARI_ATTUNET_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
+    for count, left in ((1, 1), (2, 1), (4, 3)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        assert devices.default_threads(spare=1) == left
+
+
 def test_threads_by_environment(monkeypatch):
     monkeypatch.setenv("NAPARI_ATTUNET_THREADS", "3")
+    assert devices.default_threads(spare=1) == 3  # as asked
     with devices.threads(None) as count:
         assert count == 3
     monkeypatch.setenv("NAPARI_ATTUNET_THREADS", "many")

@@ -84,8 +84,12 @@ def train(args: argparse.Namespace, teller: Teller) -> None:
     if not args.training_set.is_dir():
         raise DataError(f"There is no folder {args.training_set}.")
     from napari_attunet.corrections import TrainingSet
+    from napari_attunet.devices import default_threads
     from napari_attunet.training.rounds import run_round
 
+    threads = args.threads
+    if threads is None and args.supervised:  # by a viewer, which is to stay live
+        threads = default_threads(spare=1)
     folder = args.round or args.out.with_suffix(SUFFIX)
     steps = run_round(
         TrainingSet(args.training_set),
@@ -93,7 +97,7 @@ def train(args: argparse.Namespace, teller: Teller) -> None:
         read_settings(args),
         folder,
         device=args.device,
-        thread_count=args.threads,
+        thread_count=threads,
         preview=args.preview,
     )
     outcome = teller.drain(steps, folder.name)

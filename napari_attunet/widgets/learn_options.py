@@ -111,7 +111,9 @@ class LearnOptions(QCollapsible):
         self.device.addItems(["auto", "cpu"])
         self.threads = QSpinBox()
         self.threads.setRange(0, 256)
-        self.threads.setToolTip("How many cores of the CPU to keep busy")
+        self.threads.setToolTip(
+            "How many cores of the CPU to keep busy; by default one is left to the viewer"
+        )
         for number in (self.steps, self.learning_rate, self.threads):
             number.setSpecialValueText("auto")
         self.seed = QSpinBox()
