@@ -112,7 +112,7 @@ class LearnOptions(QCollapsible):
         self.threads = QSpinBox()
         self.threads.setRange(0, 256)
         self.threads.setToolTip(
-            "How many cores of the CPU to keep busy; by default one is left to the viewer"
+            "How many cores of the CPU to keep busy; auto leaves one to the viewer"
         )
         for number in (self.steps, self.learning_rate, self.threads):
             number.setSpecialValueText("auto")
