@@ -266,7 +266,7 @@ class Scaling:
             scaled = ((values - offset) * gain).astype(np.float32)
             np.copyto(scaled, values, where=infinite, casting="same_kind")
         greatest = float(np.finfo(np.float32).max)
-        low, high = max(self.ends[0], -greatest), min(self.ends[1], greatest)
+        low, high = (min(max(end, -greatest), greatest) for end in self.ends)
         np.nan_to_num(scaled, copy=False, nan=0.0, posinf=high, neginf=low)
         if self.clip is not None:
             np.clip(scaled, *self.clip, out=scaled)
@@ -279,7 +279,8 @@ def measure_scaling(normalization: Normalization, sample: NDArray[Any]) -> Scali
 
     NaN and infinities don't count. A channel in which nothing differs becomes 0
     everywhere. Where the two percentiles coincide although values differ, as in a dark
-    image with few bright spots, the extremes take their place.
+    image with few bright spots, the extremes take their place. Light that is nowhere
+    above 0 tells of no transmission: such a channel becomes 0 as well.
 
     Parameters
     ----------
@@ -320,6 +321,8 @@ def _measure(
             low, high = np.percentile(values.astype(np.float64), percentiles)
             if not low < high:
                 low, high = least, most
+            if normalization.kind == "transmission" and least < high:
+                low = 0.0
             offset, span = float(low), float(high) - float(low)
     noise = ROUNDING * float(np.finfo(values.dtype).eps) * max(abs(least), abs(most))
     # Below the least normal number the inverse overflows.

@@ -207,8 +207,10 @@ class Normalization:
 
     Attributes
     ----------
-    kind : {"percentile", "zscore", "none"}
-        Map two percentiles to 0 and 1; subtract the mean and divide by the standard
+    kind : {"percentile", "transmission", "zscore", "none"}
+        Map two percentiles to 0 and 1; divide by the high one, the light that nothing
+        absorbed, so that how dark something is does not depend on what lies beside it
+        in a bright-field image; subtract the mean and divide by the standard
         deviation; or leave the values alone.
     low, high : float
         The percentiles.
@@ -218,7 +220,7 @@ class Normalization:
         Limits of the result.
     """
 
-    kind: Literal["percentile", "zscore", "none"] = "percentile"
+    kind: Literal["percentile", "transmission", "zscore", "none"] = "percentile"
     low: float = 1.0
     high: float = 99.8
     per_channel: bool = True

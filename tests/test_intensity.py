@@ -18,7 +18,7 @@ from napari_attunet.intensity import (
 from napari_attunet.spec import Normalization
 
 GREY, RGB = ("grey",), ("red", "green", "blue")
-KINDS = ("percentile", "zscore", "none")
+KINDS = ("percentile", "transmission", "zscore", "none")
 DTYPES = [
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),
     *("float16", "float32", "float64", ">u2"),
@@ -234,6 +234,18 @@ def test_percentiles_become_0_and_1() -> None:
     assert len(set(scaling.gain)) == len(set(scaling.offset)) == 1
 
 
+def test_transmission_does_not_depend_on_what_is_darkest() -> None:
+    white = np.full((1, 10_000), 240, np.uint8)
+    few, many = white.copy(), white.copy()
+    few[:, :20] = many[:, :4000] = 60
+    normalization = Normalization(kind="transmission")
+    for sample in (few, many):
+        scaled = measure_scaling(normalization, sample)(sample)
+        assert np.allclose(scaled[0, [0, -1]], [0.25, 1])
+    dark = -np.arange(50.0)[None]  # no light at all
+    assert (measure_scaling(normalization, dark)(dark) == 0).all()
+
+
 def test_zscore_has_mean_0_and_deviation_1() -> None:
     sample = np.random.default_rng(0).gamma(2, 100, (2, 10_000))
     scaled = measure_scaling(Normalization(kind="zscore"), sample)(sample)
@@ -249,7 +261,7 @@ def test_none_leaves_values_and_clip_limits_them() -> None:
     assert scaling(sample).tolist() == [[-5, 0, 7]]
 
 
-@pytest.mark.parametrize("kind", ["percentile", "zscore"])
+@pytest.mark.parametrize("kind", ["percentile", "transmission", "zscore"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_constant_image_becomes_0(kind, dtype) -> None:
     sample = np.ones((1, 50), dtype)
@@ -299,7 +311,9 @@ def test_nan_and_infinities_do_not_count_and_get_their_ends(kind) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("values", [(-1e308, 0, 1e308), (0, 5e-324, 0), (1, 1e300, 2)])
+@pytest.mark.parametrize(
+    "values", [(-1e308, 0, 1e308), (0, 5e-324, 0), (1, 1e300, 2), (1e300,)]
+)
 def test_the_largest_and_smallest_numbers_stay_numbers(kind, values) -> None:
     sample = np.array([values])
     scaling = measure_scaling(Normalization(kind=kind), sample)

@@ -15,12 +15,12 @@ from napari_attunet.errors import DataError
 from napari_attunet.model import Model
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.segmenter import Segmenter
-from napari_attunet.spec import ModelSpec, NetworkSpec
-from napari_attunet.training.samples import Pair
+from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
+from napari_attunet.training.samples import Pair, mixer_for, view_of
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.training.transfer import adapted_spec
 
-__all__ = ["Lessons", "anchored", "read_lessons", "spec_for"]
+__all__ = ["Lessons", "anchored", "fresh_spec", "read_lessons", "spec_for"]
 
 #: Fewer objects, or pixels of classes, make no meaningful number.
 MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
@@ -28,6 +28,10 @@ MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
 #: How much it counts what the parent was sure of where nobody has said anything, and
 #: how probable it must have found that.
 ANCHOR, SURE = 0.1, 0.9
+
+#: How far up from the darkest to the brightest the middle of a bright-field image lies
+#: at least, and by how many pixels that is judged.
+BRIGHT, PIXELS = 0.75, 100_000
 
 #: A new model that nobody described: small and quick.
 FEATURES = (16, 32, 64, 128, 256)
@@ -178,6 +182,26 @@ def spec_for(old: Model | None, lessons: Lessons, settings: RoundSettings) -> Mo
             colors=(),
         )
     return adapted_spec(spec, lessons.learn)
+
+
+def fresh_spec(spec: ModelSpec, lessons: Lessons) -> ModelSpec:
+    """Return what suits images that no parent knows: its habits bind nobody.
+
+    Bright-field images are taken as the light that passed.
+    """
+    if not all(_is_bright_field(pair, spec) for pair in lessons.learn):
+        return spec
+    kind = Normalization(kind="transmission", high=spec.normalization.high)
+    return dataclasses.replace(spec, normalization=kind)
+
+
+def _is_bright_field(pair: Pair, spec: ModelSpec) -> bool:
+    """Return whether most of an image is nearly as bright as its brightest."""
+    view = view_of(pair, spec)
+    sample = view.sample(PIXELS)
+    values = mixer_for(pair, view, spec, sample)(sample)
+    low, middle, high = np.nanpercentile(values, (1, 50, 99.8), axis=1)
+    return bool((low >= 0).all() and (middle - low > BRIGHT * (high - low)).all())
 
 
 def anchored(

@@ -23,6 +23,7 @@ from napari_attunet.spec import ModelSpec
 from napari_attunet.training.lessons import (
     Lessons,
     anchored,
+    fresh_spec,
     read_lessons,
     spec_for,
 )
@@ -110,13 +111,14 @@ def run_round(
             old, lessons, 0, device, thread_count
         )
         enough |= stopped
-    starts = settings.starts or ("parent", "scratch")
-    if not settings.starts and _knows(scores.get("parent")):
-        starts = ("parent",)
+    knows = _knows(scores.get("parent"))
+    starts = settings.starts or (("parent",) if knows else ("parent", "scratch"))
     starts = tuple(s for s in starts if s == "scratch" or old is not None)
     if not starts:
         raise DataError("There is no model to start from: choose one, or from scratch.")
     spec = spec_for(old, lessons, settings)
+    if not knows:
+        spec = fresh_spec(spec, lessons)
     plan = settings.training(spec.network.ndim)
     total = plan.steps * len(starts)
     record = Record(identity=_identity(old, lessons, settings), total=total)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from napari_attunet.axes import ImageView, guess_axes
 from napari_attunet.errors import DataError
-from napari_attunet.intensity import choose_channels, measure_scaling
+from napari_attunet.intensity import ChannelMixer, choose_channels, measure_scaling
 from napari_attunet.objects import object_targets
 from napari_attunet.segmenter import SAMPLE_VALUES
 from napari_attunet.spec import ModelSpec
@@ -33,7 +33,19 @@ from napari_attunet.training.augmentation import (
 )
 from napari_attunet.training.settings import TrainingSettings
 
-__all__ = ["Batch", "CropSampler", "Pair", "check_labels", "data_hash", "view_of"]
+__all__ = [
+    "Batch",
+    "CropSampler",
+    "Pair",
+    "check_labels",
+    "data_hash",
+    "mixer_for",
+    "view_of",
+]
+
+#: So many of the crops hold something labelled for sure, which may be rare (Isensee et
+#: al. 2021, nnU-Net, https://doi.org/10.1038/s41592-020-01008-z).
+LABELLED = 1 / 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +201,20 @@ def view_of(pair: Pair, spec: ModelSpec) -> ImageView:
     return ImageView(pair.image, axes, ndim=ndim)
 
 
+def mixer_for(
+    pair: Pair, view: ImageView, spec: ModelSpec, sample: npt.NDArray[Any]
+) -> ChannelMixer:
+    """Return how a pair's channels become the model's, judged by a sample of pixels."""
+    return choose_channels(
+        "auto",
+        n_channels=view.n_channels,
+        axes=view.axes,
+        spec_channels=spec.channels,
+        sample=sample,
+        dtype=pair.image.dtype,
+    )
+
+
 def check_labels(
     pair: Pair, view: ImageView, spec: ModelSpec
 ) -> npt.NDArray[np.integer[Any]]:
@@ -253,16 +279,21 @@ class _Frame:
     weight : array of float32, (*spatial), optional
     known : array of int, (n,)
         Flat indices of what is known; empty if that is everything.
+    labelled : array of int, (n,)
+        Flat indices of what is known to be more than background.
     """
 
     image: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int32]
     weight: npt.NDArray[np.float32] | None
     known: npt.NDArray[np.intp]
+    labelled: npt.NDArray[np.intp]
 
-    def some_known(self, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-        """Return the centre of a random pixel of those that are known."""
-        index = self.known[rng.integers(self.known.size)]
+    def one_of(
+        self, indices: npt.NDArray[np.intp], rng: np.random.Generator
+    ) -> npt.NDArray[np.float64]:
+        """Return the centre of a random pixel of those."""
+        index = indices[rng.integers(indices.size)]
         return np.asarray(np.unravel_index(index, self.labels.shape), float) + 0.5
 
 
@@ -279,14 +310,7 @@ def _frames(pair: Pair, spec: ModelSpec) -> list[_Frame]:
     ndim, view = spec.network.ndim, view_of(pair, spec)
     labels = check_labels(pair, view, spec)
     sample = view.sample(SAMPLE_VALUES // view.n_channels)
-    mix = choose_channels(
-        "auto",
-        n_channels=view.n_channels,
-        axes=view.axes,
-        spec_channels=spec.channels,
-        sample=sample,
-        dtype=pair.image.dtype,
-    )
+    mix = mixer_for(pair, view, spec, sample)
     scale = measure_scaling(spec.normalization, mix(sample))
     whole = tuple(slice(0, n) for n in view.spatial_shape)
     if spec.output == "objects":  # small numbers, which float32 holds exactly
@@ -308,7 +332,9 @@ def _frames(pair: Pair, spec: ModelSpec) -> list[_Frame]:
         drawn = label_view.read(frame, whole)[0].astype(np.int32)
         if known.size == drawn.size:
             known = known[:0]
-        found.append(_Frame(image, drawn, weight, known))
+        shown = drawn if weight is None else drawn * (weight > 0)
+        labelled = np.flatnonzero(shown)
+        found.append(_Frame(image, drawn, weight, known, labelled))
     return found
 
 
@@ -325,10 +351,13 @@ def _warp(
     size = np.asarray(frame.labels.shape, float)
     reach = np.abs(matrix) @ np.asarray(crop) / 2  # half the crop's box in the source
     room = np.maximum(size / 2 - reach, 0)
-    if not frame.known.size:
+    shown = frame.known
+    if frame.labelled.size and rng.random() < LABELLED:
+        shown = frame.labelled
+    if not shown.size:
         centre = size / 2 + rng.uniform(-1, 1, size.shape) * room
-    else:  # something known is in the crop, anywhere in it
-        near = frame.some_known(rng) + rng.uniform(-0.5, 0.5, size.shape) * reach
+    else:  # such a pixel is in the crop, anywhere in it
+        near = frame.one_of(shown, rng) + rng.uniform(-0.5, 0.5, size.shape) * reach
         centre = np.clip(near, size / 2 - room, size / 2 + room)
     # torch wants x first, and both grids from -1 to 1 across the pixels' outer edges.
     to_unit = (matrix * np.asarray(crop)) / size[:, None]

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from napari_attunet.axes import ImageView, guess_axes
 from napari_attunet.errors import DataError, ModelError
-from napari_attunet.intensity import STAINS, Stains, choose_channels
+from napari_attunet.intensity import STAINS, Stains
 from napari_attunet.model import Model
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss
-from napari_attunet.training.samples import CropSampler, Pair
+from napari_attunet.training.samples import CropSampler, Pair, mixer_for, view_of
 from napari_attunet.training.settings import TrainingSettings
 
 __all__ = ["adapt", "adapted_spec", "best_adapted", "blend"]
@@ -54,23 +53,11 @@ def adapted_spec(spec: ModelSpec, pairs: Sequence[Pair]) -> ModelSpec:
 
 
 def _channels_for(spec: ModelSpec, pair: Pair) -> tuple[str, ...]:
-    network = spec.network
-    shape = tuple(pair.image.shape)
-    axes = pair.axes or guess_axes(
-        shape, ndim=network.ndim, in_channels=network.in_channels
-    )
-    view = ImageView(pair.image, axes, ndim=network.ndim)
-    count, colour = view.n_channels, axes.endswith("C") and view.n_channels in (3, 4)
+    network, view = spec.network, view_of(pair, spec)
+    count = view.n_channels
+    colour = view.axes.endswith("C") and count in (3, 4)
     if colour and network.in_channels == 1:
-        sample = view.sample(CHANNEL_SAMPLE)
-        mixer = choose_channels(
-            "auto",
-            n_channels=count,
-            axes=axes,
-            spec_channels=spec.channels,
-            sample=sample,
-            dtype=pair.image.dtype,
-        )
+        mixer = mixer_for(pair, view, spec, view.sample(CHANNEL_SAMPLE))
         return STAINS if isinstance(mixer, Stains) else ("red", "green", "blue")
     if count == network.in_channels or (count == 1 and network.in_channels == 3):
         return spec.channels

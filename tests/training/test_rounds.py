@@ -179,6 +179,32 @@ def test_new_label_values_become_classes(tmp_path):
     assert tuned.classes == ("background", "class 1", "class 2", "class 3")
 
 
+@pytest.mark.parametrize("bright", [True, False])
+def test_bright_field_that_no_parent_knows_is_light_that_passed(
+    parent, tmp_path, bright
+):
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    image = image.astype(np.float32)
+    image = np.uint8(230 - 200 * image / image.max() if bright else image)
+    found = TrainingSet(tmp_path / "set")
+    found.add(correction(image, labels))
+    drain(run_round(found, parent, SETTINGS, tmp_path / "round"))
+    for name in ("tuned", "scratch"):
+        spec = load_model(tmp_path / "round" / f"{name}.safetensors").spec
+        kind = "transmission" if bright else "percentile"
+        assert spec.normalization.kind == kind
+
+
+def test_what_a_parent_knows_it_sees_as_before(parent, tmp_path, monkeypatch):
+    monkeypatch.setattr(rounds, "KNOWN", 0.0)
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    found = TrainingSet(tmp_path / "set")
+    found.add(correction(np.uint8(230 - 200 * (image / image.max())), labels))
+    drain(run_round(found, parent, SETTINGS, tmp_path / "round"))
+    spec = load_model(tmp_path / "round" / "tuned.safetensors").spec
+    assert spec.normalization.kind == "percentile"
+
+
 def test_a_new_model_needs_no_parent(training_set, tmp_path):
     settings = dataclasses.replace(SETTINGS, name="mine", network=NETWORK)
     outcome = drain(run_round(training_set, None, settings, tmp_path / "round"))

@@ -236,6 +236,22 @@ def test_crops_hold_something_known_and_weigh_nothing_else():
         assert set(told.weights.unique().tolist()) <= {0.0, 3.0}
 
 
+def test_a_third_of_the_crops_holds_something_labelled():
+    labels = np.zeros((512, 512), np.int32)
+    labels[40:44, 40:44] = 1  # hardly ever met by chance
+    labels[400:404, 400:404] = 2
+    weight = np.ones(labels.shape, np.float32)
+    weight[300:, 300:] = 0  # nobody has said that this is one
+    image = np.random.default_rng(0).random(labels.shape, np.float32)
+    for known in (None, weight):
+        sampler = CropSampler(
+            [Pair(image, labels, weight=known)], make_spec(), SETTINGS
+        )
+        batches = [sampler.batch(step) for step in range(40)]
+        met = [((b.targets > 0) & (b.weights > 0)).flatten(1).any(1) for b in batches]
+        assert 0.2 < torch.cat(met).float().mean() < 0.55
+
+
 def test_frames_of_which_nothing_is_known_are_never_drawn():
     image, labels = synthetic_nuclei((64, 64), seed=1)
     stack = np.stack([np.full_like(image, 60_000), image])
