@@ -35,7 +35,7 @@ from napari_attunet.training.record import (
     read_record,
 )
 from napari_attunet.training.samples import data_hash
-from napari_attunet.training.settings import RoundSettings
+from napari_attunet.training.settings import RoundSettings, TrainingSettings
 from napari_attunet.training.trainer import train
 from napari_attunet.training.tuning import tuning_steps
 from napari_attunet.training.validation import merit_of, validation_steps
@@ -119,7 +119,7 @@ def run_round(
     spec = spec_for(old, lessons, settings)
     if not knows:
         spec = fresh_spec(spec, lessons)
-    plan = settings.training(spec.network.ndim)
+    plan = settings.training(spec.network.ndim, known=knows)
     total = plan.steps * len(starts)
     record = Record(identity=_identity(old, lessons, settings), total=total)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +144,7 @@ def run_round(
                 continue
             before, told = number * plan.steps, time.monotonic()
             steps = _learn(
-                start, old, spec, lessons, settings, file, device, thread_count, preview
+                start, old, spec, lessons, plan, file, device, thread_count, preview
             )
             try:
                 progress = next(steps)
@@ -260,14 +260,13 @@ def _learn(
     old: Model | None,
     spec: ModelSpec,
     lessons: Lessons,
-    settings: RoundSettings,
+    plan: TrainingSettings,
     file: Path,
     device: str,
     thread_count: int | None,
     preview: Path | None,
 ) -> Steps[Model]:
     """Train one contender."""
-    plan = settings.training(spec.network.ndim)
 
     def show(model: Model) -> None:
         if preview is not None:

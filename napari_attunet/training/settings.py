@@ -171,8 +171,10 @@ class RoundSettings:
         What keeps the parent's weights.
     steps, learning_rate : optional
         By default those of the effort.
-    augmentation : float
-        Strength of the variation of images; 0 is off, 1 the usual.
+    augmentation : float, optional
+        Strength of the variation of images; 0 is off. By default 1, or half of it
+        where the model to start from does not know such images: how they look is then
+        the first thing to learn.
     network : NetworkSpec, optional
         Of a new model; by default the parent's, or a small one. Channels and classes
         follow the images.
@@ -188,7 +190,7 @@ class RoundSettings:
     freeze: Literal["nothing", "encoder"] = "nothing"
     steps: int | None = None
     learning_rate: float | None = None
-    augmentation: float = 1.0
+    augmentation: float | None = None
     network: NetworkSpec | None = None
     output: Literal["objects", "classes"] | None = None
     name: str | None = None
@@ -197,14 +199,23 @@ class RoundSettings:
     def __post_init__(self) -> None:
         check_choices(self)
         check(
-            0 <= self.augmentation <= 2,
+            self.augmentation is None or 0 <= self.augmentation <= 2,
             f"Augmentation lies in [0, 2], got {self.augmentation}.",
         )
 
-    def training(self, ndim: int) -> TrainingSettings:
-        """Return how a network of so many dimensions is trained."""
+    def training(self, ndim: int, *, known: bool = True) -> TrainingSettings:
+        """Return how a network of so many dimensions is trained.
+
+        Parameters
+        ----------
+        ndim : int
+        known : bool
+            Whether the model to start from knows such images.
+        """
         asked = {"steps": self.steps, "learning_rate": self.learning_rate}
         strength = self.augmentation
+        if strength is None:
+            strength = 1.0 if known else 0.5
         return TrainingSettings(
             **EFFORTS[self.effort] | {k: v for k, v in asked.items() if v is not None},
             crop=CROPS[ndim],

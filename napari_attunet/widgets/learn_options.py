@@ -30,7 +30,13 @@ OPEN, CLOSED = "▾  Advanced", "▸  Advanced"
 FREEZE = (("nothing", "nothing"), ("encoder", "encoder"))
 
 #: Strength of augmentation.
-AUGMENTATION = (("off", 0.0), ("weak", 0.5), ("normal", 1.0), ("strong", 1.5))
+AUGMENTATION = (
+    ("auto", None),
+    ("off", 0.0),
+    ("weak", 0.5),
+    ("normal", 1.0),
+    ("strong", 1.5),
+)
 
 #: Channels of each level, fine to coarse.
 FEATURES = "16, 32, 64, 128, 256"
@@ -50,7 +56,7 @@ class LearnOptions(QCollapsible):
           Steps            [-  auto       +]
           Learning rate    [-  auto       +]
           Frozen           [ nothing     v ]
-          Augmentation     [ normal      v ]
+          Augmentation     [ auto        v ]
           From scratch too [ ]
           Device           [ auto        v ]
           CPU threads      [-  auto      +]
@@ -100,8 +106,10 @@ class LearnOptions(QCollapsible):
         self.augmentation = QComboBox()
         for text, strength in AUGMENTATION:
             self.augmentation.addItem(text, strength)
-        self.augmentation.setCurrentText("normal")
-        self.augmentation.setToolTip("How much images are varied each time")
+        self.augmentation.setToolTip(
+            "How much images are varied each time; auto: normal, but weak where the "
+            "model does not know such images"
+        )
         self.scratch = QCheckBox()
         self.scratch.setToolTip(
             "Always train a fresh network as well, and propose the better one. Without "

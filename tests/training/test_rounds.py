@@ -193,6 +193,7 @@ def test_bright_field_that_no_parent_knows_is_light_that_passed(
         spec = load_model(tmp_path / "round" / f"{name}.safetensors").spec
         kind = "transmission" if bright else "percentile"
         assert spec.normalization.kind == kind
+        assert spec.training["settings"]["augmentation"]["intensity"] == 0.5
 
 
 def test_what_a_parent_knows_it_sees_as_before(parent, tmp_path, monkeypatch):
@@ -203,6 +204,7 @@ def test_what_a_parent_knows_it_sees_as_before(parent, tmp_path, monkeypatch):
     drain(run_round(found, parent, SETTINGS, tmp_path / "round"))
     spec = load_model(tmp_path / "round" / "tuned.safetensors").spec
     assert spec.normalization.kind == "percentile"
+    assert spec.training["settings"]["augmentation"]["intensity"] == 1.0
 
 
 def test_a_new_model_needs_no_parent(training_set, tmp_path):
