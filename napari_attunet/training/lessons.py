@@ -25,9 +25,10 @@ __all__ = ["Lessons", "anchored", "fresh_spec", "read_lessons", "spec_for"]
 #: Fewer objects, or pixels of classes, make no meaningful number.
 MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
 
-#: How much it counts what the parent was sure of where nobody has said anything, and
-#: how probable it must have found that.
-ANCHOR, SURE = 0.1, 0.9
+#: How much it counts what the parent was sure of where nobody has said anything: that
+#: there is background, of which painted objects bring hardly any, and what else there
+#: is. And how probable it must have found that.
+ANCHOR_BACKGROUND, ANCHOR, SURE = 0.3, 0.1, 0.9
 
 #: How far up from the darkest to the brightest the middle of a bright-field image lies
 #: at least, and by how many pixels that is judged.
@@ -231,11 +232,12 @@ def anchored(
             better = np.unique(said[known])
             unknown = unknown & ~np.isin(said, better[better > 0])
             said = np.where(said > 0, said + pair.labels.max(), 0)
+        trust = np.where(said > 0, np.float32(ANCHOR), np.float32(ANCHOR_BACKGROUND))
         found.append(
             dataclasses.replace(
                 pair,
                 labels=np.where(unknown, said, pair.labels).astype(np.int32),
-                weight=np.where(unknown, np.float32(ANCHOR), pair.weight),
+                weight=np.where(unknown, trust, pair.weight),
             )
         )
     return found

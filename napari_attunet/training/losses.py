@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.losses import DiceLoss
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +13,9 @@ __all__ = ["segmentation_loss"]
 #: Each coarser deep-supervision head counts half of the one before (Isensee et al.
 #: 2021, nnU-Net, https://doi.org/10.1038/s41592-020-01008-z).
 AUXILIARY_DECAY = 0.5
+
+#: Keeps the Dice loss finite where nothing is there and nothing found.
+SMOOTH = 1e-5
 
 
 def segmentation_loss(
@@ -34,7 +36,7 @@ def segmentation_loss(
     target : Tensor of int64, (N, *spatial)
         Class of each pixel.
     weight : Tensor, (N, *spatial)
-        How much each pixel counts in the cross-entropy; 0 leaves it out of both.
+        How much each pixel counts; in the Dice loss none counts more than 1.
     class_weights : sequence of float
         For each class; empty for equal ones.
     dice_weight : float
@@ -72,11 +74,13 @@ def _single_loss(
     cross_entropy = (pixel_loss * weight).sum() / pixels.sum().clamp_min(1e-6)
     if not dice_weight:
         return cross_entropy
-    counts = (weight > 0).unsqueeze(1)
-    truth = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * counts
-    # Masked before, since MONAI's masked variant drops `include_background`.
-    dice = DiceLoss(include_background=False, batch=True)(
-        logits.softmax(1) * counts, truth
-    )
-    total: Tensor = cross_entropy + dice_weight * dice
+    # MONAI's Dice loss knows pixels that count and others, nothing between.
+    counts = weight.clamp(max=1).unsqueeze(1)
+    found, truth = logits.softmax(1)[:, 1:], F.one_hot(target, logits.shape[1])
+    truth = truth.movedim(-1, 1)[:, 1:]
+    dims = (0, *range(2, logits.ndim))
+    both = (counts * found * truth).sum(dims)
+    either = (counts * (found + truth)).sum(dims)
+    dice = 1 - (2 * both + SMOOTH) / (either + SMOOTH)
+    total: Tensor = cross_entropy + dice_weight * dice.mean()
     return total

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from monai.losses import DiceLoss
 
 from napari_attunet.training.losses import segmentation_loss
 
@@ -17,11 +18,12 @@ def by_hand(logits, target, weight, class_weights, dice_weight):
     per_pixel = np.asarray(class_weights or [1] * n)[target] * weight
     entropy = -(np.log(p) * truth).sum(1)
     loss = (entropy * per_pixel).sum() / per_pixel.sum()
-    counts = (weight > 0)[:, None]
-    p, truth = (p * counts)[:, 1:], (truth * counts)[:, 1:]
+    counts = np.minimum(weight, 1)[:, None]
+    p, truth = p[:, 1:], truth[:, 1:]
     axes = (0, *range(2, p.ndim))
-    overlap = (p * truth).sum(axes)
-    dice = 1 - (2 * overlap + 1e-5) / (p.sum(axes) + truth.sum(axes) + 1e-5)
+    overlap = (counts * p * truth).sum(axes)
+    sizes = (counts * p).sum(axes) + (counts * truth).sum(axes)
+    dice = 1 - (2 * overlap + 1e-5) / (sizes + 1e-5)
     return loss + dice_weight * dice.mean()
 
 
@@ -32,7 +34,7 @@ def test_formula(rng, classes, weighted, shape):
     n = max(2, classes)
     logits = rng.normal(size=(2, classes, *shape))
     target = rng.integers(0, n, (2, *shape))
-    weight = rng.uniform(0.5, 4, (2, *shape)) * (rng.random((2, *shape)) > 0.3)
+    weight = rng.uniform(0.1, 4, (2, *shape)) * (rng.random((2, *shape)) > 0.3)
     class_weights = (1.0, 2.0, 0.5)[:n] if weighted else ()
     loss = segmentation_loss(
         torch.from_numpy(logits).float(),
@@ -43,6 +45,19 @@ def test_formula(rng, classes, weighted, shape):
     )
     expected = by_hand(logits, target, weight, class_weights, 0.7)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_dice_is_that_of_monai_where_all_counts_alike(rng):
+    logits = torch.from_numpy(rng.normal(size=(2, 3, 8, 9))).float()
+    target = torch.from_numpy(rng.integers(0, 3, (2, 8, 9)))
+    weight = torch.ones(2, 8, 9)
+    theirs = DiceLoss(include_background=False, batch=True, softmax=True)(
+        logits, torch.nn.functional.one_hot(target, 3).movedim(-1, 1)
+    )
+    both, one = (
+        segmentation_loss(logits, target, weight, dice_weight=w) for w in (1, 0)
+    )
+    assert float(both - one) == pytest.approx(float(theirs), rel=1e-4)
 
 
 def test_pixels_without_weight_don_t_count(rng):
