@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +34,6 @@ from napari_attunet.training.augmentation import (
 from napari_attunet.training.settings import TrainingSettings
 
 __all__ = [
-    "Ahead",
     "Batch",
     "CropSampler",
     "Pair",
@@ -182,30 +180,6 @@ class CropSampler:
         objects = self._spec.objects
         classes = np.array([0, objects.interior, objects.boundary], np.uint8)
         return classes[object_targets(labels, boundary_width=width)], weight
-
-
-class Ahead:
-    """Draws the next batch in a thread while one is trained on.
-
-    Parameters
-    ----------
-    draw : callable
-        From the number of a step to its batch.
-    """
-
-    def __init__(self, draw: Callable[[int], Batch]) -> None:
-        self._draw = draw
-        self._pool = ThreadPoolExecutor(1, "crops")  # ends with this object
-        self._drawn: tuple[int, Future[Batch]] | None = None
-
-    def __call__(self, step: int) -> Batch:
-        """Return the batch of a step; quick where the one before came last."""
-        drawn = self._drawn
-        if drawn is None or drawn[0] != step:
-            drawn = step, self._pool.submit(self._draw, step)
-        batch = drawn[1].result()
-        self._drawn = step + 1, self._pool.submit(self._draw, step + 1)
-        return batch
 
 
 def contacts(labels: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.bool_]:

@@ -26,8 +26,6 @@ from napari_attunet.spec import ModelSpec
 from napari_attunet.training.distributed import Team
 from napari_attunet.training.losses import segmentation_loss
 from napari_attunet.training.samples import (
-    Ahead,
-    Batch,
     CropSampler,
     Pair,
     check_labels,
@@ -106,7 +104,7 @@ def train(
         If another process has stopped, or is gone.
     """
     team = team or Team()
-    part = team.part(settings.batch_size)
+    team.part(settings.batch_size)
     spec = start.spec if isinstance(start, Model) else start
     yield Progress(0, settings.steps, "Preparing images")
     sampler = CropSampler(pairs, spec, settings)
@@ -124,11 +122,10 @@ def train(
     if saved is not None:
         state.restore(saved)
     began = time.perf_counter()
-    batches = Ahead(lambda step: sampler.batch(step, part))
 
     def advance() -> float:
         with threads(thread_count):
-            return state.advance(batches(state.step))
+            return state.advance(sampler)
 
     if not team.leads:
         for _ in team.follow(advance):
@@ -264,10 +261,11 @@ class _State:
         self.best_scores: dict[str, float] = {}
         self.best_weights = self._weights()
 
-    def advance(self, batch: Batch) -> float:
+    def advance(self, sampler: CropSampler) -> float:
         """Take one optimiser step, on this process's part, and return its loss."""
         settings, team = self._settings, self._team
         count = settings.batch_size
+        batch = sampler.batch(self.step, team.part(count))
         self.rate = settings.learning_rate * _schedule(self.step, settings)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate

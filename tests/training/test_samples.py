@@ -14,13 +14,7 @@ from napari_attunet.spec import (
     Normalization,
     ObjectSettings,
 )
-from napari_attunet.training.samples import (
-    Ahead,
-    CropSampler,
-    Pair,
-    contacts,
-    data_hash,
-)
+from napari_attunet.training.samples import CropSampler, Pair, contacts, data_hash
 from napari_attunet.training.settings import Augmentation, TrainingSettings
 
 PLAIN = Augmentation(intensity=0)
@@ -256,26 +250,6 @@ def test_a_third_of_the_crops_holds_something_labelled():
         batches = [sampler.batch(step) for step in range(40)]
         met = [((b.targets > 0) & (b.weights > 0)).flatten(1).any(1) for b in batches]
         assert 0.2 < torch.cat(met).float().mean() < 0.55
-
-
-def test_what_is_drawn_ahead_is_what_is_asked_for():
-    sampler = CropSampler([make_pair()], make_spec(), SETTINGS)
-    ahead = Ahead(sampler.batch)
-    for step in (0, 1, 2, 7, 3, 3):
-        assert torch.equal(ahead(step).images, sampler.batch(step).images)
-
-
-def test_what_goes_wrong_ahead_is_told_at_its_step():
-    def draw(step):
-        if step == 1:
-            raise DataError("no more")
-        return step
-
-    ahead = Ahead(draw)
-    assert ahead(0) == 0
-    with pytest.raises(DataError, match="no more"):
-        ahead(1)
-    assert ahead(2) == 2
 
 
 def test_frames_of_which_nothing_is_known_are_never_drawn():
