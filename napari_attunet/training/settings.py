@@ -136,11 +136,11 @@ class TrainingSettings:
 #: the bundled models; see benchmarks/learning.py.
 EFFORTS: dict[str, dict[str, Any]] = {
     "quick": {
-        "steps": 200,
+        "steps": 150,
         "learning_rate": 3e-3,
         "warmup": 10,
         "average": 0.95,
-        "validate_every": 100,
+        "validate_every": 75,
     },
     "thorough": {
         "steps": 1000,
