@@ -128,7 +128,7 @@ def run_round(
             _clear(folder)
         record.write(folder)
 
-        if old is not None and old.spec.output == lessons.output:
+        if old is not None and knows:
             learn, stopped = yield from _through(
                 anchored(lessons, old, device, thread_count)
             )
@@ -142,30 +142,15 @@ def run_round(
                 continue
             if enough:
                 continue
-            before, told = number * plan.steps, time.monotonic()
             steps = _learn(
                 start, old, spec, lessons, plan, file, device, thread_count, preview
             )
-            try:
-                progress = next(steps)
-                while True:
-                    done = before + progress.done
-                    if time.monotonic() - told > RECORD_SECONDS:
-                        dataclasses.replace(record, done=done).write(folder)
-                        told = time.monotonic()
-                    said = f"{progress.message} ({name})"
-                    if (yield from _tell(Progress(done, total, said, progress.values))):
-                        enough = True
-                        progress = steps.throw(Enough())
-                    else:
-                        progress = next(steps)
-            except StopIteration as end:
-                models[name] = end.value
-            except Enough:  # it had not begun
-                continue
-            finally:
-                steps.close()
-            save_model(models[name], file)
+            begun = dataclasses.replace(record, done=number * plan.steps)
+            model, stopped = yield from _watched(steps, name, begun, folder)
+            enough |= stopped
+            if model is not None:
+                models[name] = model
+                save_model(model, file)
 
         contenders = []
         for name, model in models.items():
@@ -197,6 +182,35 @@ def _tell(progress: Progress) -> Generator[Progress, None, bool]:
     except Enough:
         return True
     return False
+
+
+def _watched(
+    steps: Steps[Model], name: str, begun: Record, folder: Path
+) -> Generator[Progress, None, tuple[Model | None, bool]]:
+    """Train a contender as a part of the round, and keep down how far it is.
+
+    Returns the model, if there is one, and whether `Enough` was thrown in.
+    """
+    told, enough = time.monotonic(), False
+    try:
+        progress = next(steps)
+        while True:
+            done = begun.done + progress.done
+            if time.monotonic() - told > RECORD_SECONDS:
+                dataclasses.replace(begun, done=done).write(folder)
+                told = time.monotonic()
+            said = f"{progress.message} ({name})"
+            if (yield from _tell(Progress(done, begun.total, said, progress.values))):
+                enough = True
+                progress = steps.throw(Enough())
+            else:
+                progress = next(steps)
+    except StopIteration as end:
+        return end.value, enough
+    except Enough:  # it had not begun
+        return None, True
+    finally:
+        steps.close()
 
 
 def _through(
