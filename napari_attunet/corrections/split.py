@@ -43,6 +43,9 @@ ONE_OF = 5
 FEW_IMAGES = 4
 #: With fewer cells than this that hold known pixels none is held out.
 FEW_CELLS = 4
+#: With fewer known pixels than this all of them are needed: a fifth of them would tell
+#: nothing. What is held out then is what nothing is known of yet.
+FEW_PIXELS = 10_000
 #: About the length of a block: several objects fit in, and few lie on an edge.
 BLOCK = 128
 
@@ -103,8 +106,11 @@ def split_image(
     for axis, length in enumerate(block):
         starts = np.arange(0, cells.shape[axis], length)
         cells = np.logical_or.reduceat(cells, starts, axis=axis)
-    candidates = [tuple(int(i) for i in cell) for cell in np.argwhere(cells)]
-    if len(candidates) < FEW_CELLS:
+    few = np.count_nonzero(known) < FEW_PIXELS
+    candidates = [
+        tuple(int(i) for i in cell) for cell in np.argwhere(~cells if few else cells)
+    ]
+    if cells.size < FEW_CELLS or len(candidates) < (1 if few else FEW_CELLS):
         return Split()
 
     def lot(cell: tuple[int, ...]) -> str:

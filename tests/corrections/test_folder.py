@@ -463,9 +463,9 @@ def test_an_old_version_that_a_crash_left_does_not_rise_again(training_set):
 @pytest.mark.parametrize("damaged", [False, True])
 def test_what_was_held_out_stays_so_when_an_image_comes_back(training_set, damaged):
     whole = correction()
-    some = np.where(whole.labels > 30, whole.labels, 0)
     first = training_set.add(whole)
     training_set.remove(first)
+    some = np.where(first.validation_mask(), whole.labels, 0)
     if damaged:
         (note,) = (training_set.folder / folder.NOTES).iterdir()
         note.write_text("half")
@@ -477,7 +477,7 @@ def test_what_was_held_out_stays_so_when_an_image_comes_back(training_set, damag
 def test_another_image_in_a_sample_does_not_make_the_first_forgotten(training_set):
     sample = training_set.add(correction())
     training_set.update(sample, correction(seed=1))
-    some = np.where(correction().labels > 30, correction().labels, 0)
+    some = np.where(sample.validation_mask(), correction().labels, 0)
     again = training_set.add(correction(labels=some, extent="painted"))
     assert again.held == sample.held
 

@@ -14,6 +14,7 @@ from napari_attunet.corrections import GUARD
 from napari_attunet.corrections.split import (
     FEW_CELLS,
     FEW_IMAGES,
+    FEW_PIXELS,
     Split,
     block_shape,
     frame_axes,
@@ -71,9 +72,10 @@ def test_where_there_are_many_images_a_fifth_of_them_is_held_out():
 
 def test_where_there_are_few_blocks_that_hold_something_are_held_out():
     known = np.zeros((400, 400), bool)
-    known[:100, 150:160] = True
-    known[:, 310] = True
+    known[:100, 110:190] = True
+    known[:, 310:320] = True
     known[390, 5] = True
+    assert known.sum() > FEW_PIXELS
     split = split_image(digest(1), known, (100, 100), images=FEW_IMAGES - 1)
     assert split.validation == "blocks"
     assert len(split.held) == 1  # of six
@@ -84,11 +86,25 @@ def test_where_there_are_few_blocks_that_hold_something_are_held_out():
     assert len(chosen) == 6
 
 
-@pytest.mark.parametrize("cells", [0, 1, FEW_CELLS - 1])
+@pytest.mark.parametrize("cells", [1, FEW_CELLS - 1])
 def test_with_too_few_blocks_nothing_is_held_out(cells):
-    known = np.zeros((10, 100), bool)
-    known[5, : cells * 10] = True
-    assert split_image(digest(1), known, (10, 10), images=0) == Split()
+    known = np.zeros((100, 1000), bool)
+    known[:, : cells * 100] = True
+    assert split_image(digest(1), known, (100, 100), images=0) == Split()
+
+
+def test_of_few_strokes_all_is_learnt_from_and_the_future_held_out():
+    known = np.zeros((400, 400), bool)
+    known[150:180, 130:150] = known[350, :250] = True  # four of sixteen blocks
+    split = split_image(digest(1), known, (100, 100), images=0)
+    held = split_mask(split, known.shape)
+    assert len(split.held) == 2  # of twelve
+    assert not (held & known).any()
+    everywhere = np.zeros((400, 400), bool)
+    everywhere[::50, ::50] = True
+    assert split_image(digest(1), everywhere, (100, 100), images=0) == Split()
+    small = np.zeros((100, 200), bool)  # two blocks
+    assert split_image(digest(1), small, (100, 100), images=0) == Split()
 
 
 def test_frames_are_cut_one_by_one():
