@@ -7,6 +7,7 @@ programmer (a wrong type, a misspelt keyword) stay ``TypeError`` and ``ValueErro
 __all__ = [
     "AttUnetError",
     "Cancelled",
+    "CheckpointError",
     "DataError",
     "DeviceError",
     "ModelError",
@@ -24,6 +25,10 @@ class DataError(AttUnetError):
 
 class ModelError(AttUnetError):
     """A model, its file or its specification cannot be used."""
+
+
+class CheckpointError(ModelError):
+    """A checkpoint belongs to another training, or cannot be read."""
 
 
 class DeviceError(AttUnetError):

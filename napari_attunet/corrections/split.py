@@ -100,13 +100,16 @@ def split_image(
     images : int
         How many other images there are.
     """
+    few = np.count_nonzero(known) < FEW_PIXELS
     if images >= FEW_IMAGES:
-        return Split("none" if int(image_sha256, 16) % ONE_OF else "all")
-    cells = known
+        return Split("none" if few or int(image_sha256, 16) % ONE_OF else "all")
+    # Of few, none may be lost to the distance that training keeps.
+    cells = (
+        grow(known, GUARD, [i for i, b in enumerate(block) if b > 1]) if few else known
+    )
     for axis, length in enumerate(block):
         starts = np.arange(0, cells.shape[axis], length)
         cells = np.logical_or.reduceat(cells, starts, axis=axis)
-    few = np.count_nonzero(known) < FEW_PIXELS
     candidates = [
         tuple(int(i) for i in cell) for cell in np.argwhere(~cells if few else cells)
     ]

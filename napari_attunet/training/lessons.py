@@ -46,6 +46,10 @@ class Lessons:
     ----------
     learn, validation, everything : list of Pair
         To learn from; held out; and all that was corrected.
+    accepted : list of Pair
+        The images with all their labels, those of a prediction included that the user
+        left standing: strokes alone are where a model was wrong, and would tell that
+        it knows nothing.
     unknown : list of array of bool
         For each pair to learn from, where nobody has said anything; never what is
         held out.
@@ -62,6 +66,7 @@ class Lessons:
     unknown: list[npt.NDArray[np.bool_]]
     validation: list[Pair]
     everything: list[Pair]
+    accepted: list[Pair]
     output: str
     ndim: int
     classes: int
@@ -81,6 +86,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
     unknown: list[npt.NDArray[np.bool_]] = []
     validation: list[Pair] = []
     everything: list[Pair] = []
+    accepted: list[Pair] = []
     top = held_pixels = held_objects = 0
     for sample in samples:
         correction = training_set.read(sample)
@@ -110,6 +116,15 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
                 pairs.append(pair(weight))
                 if pairs is learn:
                     unknown.append(~known & free)
+        if correction.extent == "painted" and correction.prediction is not None:
+            labels = np.asarray(correction.labels, np.int32)
+            brush = correction.background
+            seen = np.ones(labels.shape)
+            accepted.append(
+                dataclasses.replace(pair(seen), labels=labels * (labels != brush))
+            )
+        elif known.any():
+            accepted.append(pair(known))
     if not learn:
         raise DataError(
             "All of the training set is held out for validation: add another image."
@@ -119,6 +134,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
         unknown,
         validation,
         everything,
+        accepted,
         output,
         ndim,
         top + 1,
@@ -225,9 +241,9 @@ def anchored(
                 progress = next(steps)
                 yield Progress(0, 0, progress.message)
         except StopIteration as end:
-            said, background = end.value.labels, end.value.probabilities[0]
+            said, probabilities = end.value.labels, end.value.probabilities
         known = pair.weight > 0
-        unknown = unknown & (np.abs(background - 0.5) > SURE - 0.5)
+        unknown = unknown & (_probability(said, probabilities, old.spec.output) > SURE)
         if old.spec.output == "objects":
             better = np.unique(said[known])
             unknown = unknown & ~np.isin(said, better[better > 0])
@@ -240,4 +256,16 @@ def anchored(
                 weight=np.where(unknown, trust, pair.weight),
             )
         )
+    return found
+
+
+def _probability(
+    said: npt.NDArray[Any], probabilities: npt.NDArray[Any], output: str
+) -> npt.NDArray[Any]:
+    """Return how probable what a model said was to it, (*labels.shape)."""
+    found: npt.NDArray[Any]
+    if output == "objects":  # those that were left out as too small were not said
+        found = np.where(said > 0, 1 - probabilities[0], probabilities[0])
+    else:
+        found = np.take_along_axis(probabilities, said[None], axis=0)[0]
     return found

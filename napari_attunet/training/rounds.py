@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from napari_attunet.corrections import TrainingSet
-from napari_attunet.errors import Cancelled, DataError, ModelError
+from napari_attunet.errors import Cancelled, CheckpointError, DataError, ModelError
 from napari_attunet.library import Entry, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, Progress, Steps
@@ -36,7 +36,7 @@ from napari_attunet.training.record import (
 )
 from napari_attunet.training.samples import data_hash
 from napari_attunet.training.settings import RoundSettings, TrainingSettings
-from napari_attunet.training.trainer import train
+from napari_attunet.training.trainer import RECIPE, train
 from napari_attunet.training.tuning import tuning_steps
 from napari_attunet.training.validation import merit_of, validation_steps
 
@@ -100,18 +100,40 @@ def run_round(
     Cancelled
         If `Enough` comes before there is any model.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder):
+        return (
+            yield from _round(
+                training_set, parent, settings, folder, device, thread_count, preview
+            )
+        )
+
+
+def _round(
+    training_set: TrainingSet,
+    parent: str | None,
+    settings: RoundSettings,
+    folder: Path,
+    device: str,
+    thread_count: int | None,
+    preview: Path | None,
+) -> Steps[Round]:
     enough = yield from _tell(Progress(0, 0, "Reading the training set"))
     old = None if parent is None else load_model(parent)
     lessons = read_lessons(training_set, settings)
     models: dict[str, Model] = {}
     scores: dict[str, Scores] = {}
+    knows = False
     if old is not None:
         models["parent"] = old
         scores["parent"], stopped = yield from _scores(
             old, lessons, 0, device, thread_count
         )
         enough |= stopped
-    knows = _knows(scores.get("parent"))
+        knows, stopped = yield from _knows(
+            old, lessons, scores["parent"], device, thread_count
+        )
+        enough |= stopped
     starts = settings.starts or (("parent",) if knows else ("parent", "scratch"))
     starts = tuple(s for s in starts if s == "scratch" or old is not None)
     if not starts:
@@ -121,58 +143,59 @@ def run_round(
         spec = fresh_spec(spec, lessons)
     plan = settings.training(spec.network.ndim, known=knows)
     total = plan.steps * len(starts)
-    record = Record(identity=_identity(old, lessons, settings), total=total)
-    folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder):
-        if read_record(folder).identity != record.identity:
-            _clear(folder)
-        record.write(folder)
+    identity = _identity(old, lessons, (settings, plan, spec), starts)
+    record = Record(identity=identity, total=total)
+    if read_record(folder).identity != record.identity:
+        _clear(folder)
+    record.write(folder)
 
-        if old is not None and knows:
-            learn, stopped = yield from _through(
-                anchored(lessons, old, device, thread_count)
-            )
-            enough |= stopped
-            lessons = dataclasses.replace(lessons, learn=learn)
-        for number, start in enumerate(starts):
-            name = {"parent": "tuned", "scratch": "scratch"}[start]
-            file = folder / f"{name}.safetensors"
-            if file.exists():
-                models[name] = load_model(file)
-                continue
-            if enough:
-                continue
-            steps = _learn(
-                start, old, spec, lessons, plan, file, device, thread_count, preview
-            )
-            begun = dataclasses.replace(record, done=number * plan.steps)
-            model, stopped = yield from _watched(steps, name, begun, folder)
-            enough |= stopped
-            if model is not None:
-                models[name] = model
-                save_model(model, file)
+    if old is not None and knows:
+        learn, stopped = yield from _through(
+            anchored(lessons, old, device, thread_count)
+        )
+        enough |= stopped
+        lessons = dataclasses.replace(lessons, learn=learn)
+    for number, start in enumerate(starts):
+        name = {"parent": "tuned", "scratch": "scratch"}[start]
+        file = folder / f"{name}.safetensors"
+        if file.exists():
+            models[name] = load_model(file)
+            continue
+        if enough:
+            continue
+        how = start, old, spec, lessons, plan, file, device, thread_count, preview
+        begun = dataclasses.replace(record, done=number * plan.steps)
+        try:
+            model, stopped = yield from _watched(_learn(*how), name, begun, folder)
+        except CheckpointError:  # on another device the parent's opinion may differ
+            file.with_suffix(".checkpoint").unlink()
+            model, stopped = yield from _watched(_learn(*how), name, begun, folder)
+        enough |= stopped
+        if model is not None:
+            models[name] = model
+            save_model(model, file)
 
-        contenders = []
-        for name, model in models.items():
-            yield from _tell(Progress(total, total, f"Comparing ({name})"))
-            if name not in scores:
-                scores[name], _ = yield from _scores(
-                    model, lessons, total, device, thread_count
-                )
-            contenders.append(
-                Contender(
-                    name=name,
-                    model=model.spec.key,
-                    scores=scores[name],
-                    merit=_merit(scores[name], trusted=lessons.trusted),
-                    file=None if name == "parent" else f"{name}.safetensors",
-                )
+    contenders = []
+    for name, model in models.items():
+        yield from _tell(Progress(total, total, f"Comparing ({name})"))
+        if name not in scores:
+            scores[name], _ = yield from _scores(
+                model, lessons, total, device, thread_count
             )
-        if not contenders:
-            raise Cancelled("Stopped before anything was learnt.")
-        outcome = _propose(contenders, trusted=lessons.trusted)
-        dataclasses.replace(record, done=total, outcome=outcome).write(folder)
-        return outcome
+        contenders.append(
+            Contender(
+                name=name,
+                model=model.spec.key,
+                scores=scores[name],
+                merit=_merit(scores[name], trusted=lessons.trusted),
+                file=None if name == "parent" else f"{name}.safetensors",
+            )
+        )
+    if not contenders:
+        raise Cancelled("Stopped before anything was learnt.")
+    outcome = _propose(contenders, trusted=lessons.trusted)
+    dataclasses.replace(record, done=total, outcome=outcome).write(folder)
+    return outcome
 
 
 def _tell(progress: Progress) -> Generator[Progress, None, bool]:
@@ -244,11 +267,16 @@ def accept(folder: Path, name: str, library: Library) -> Entry:
     raise ModelError(f"The round in {folder} has no model {name!r} to accept.")
 
 
-def _identity(old: Model | None, lessons: Lessons, settings: RoundSettings) -> str:
+def _identity(
+    old: Model | None, lessons: Lessons, told: Sequence[Any], starts: Sequence[str]
+) -> str:
     """Return what makes two rounds the same, as a hash."""
     digest = hashlib.sha256()
-    facts = [dataclasses.asdict(settings), data_hash(lessons.learn)]
-    facts += [data_hash(lessons.validation), data_hash(lessons.everything)]
+    facts: list[Any] = [RECIPE, list(starts), *(dataclasses.asdict(t) for t in told)]
+    facts += [
+        data_hash(pairs)
+        for pairs in (lessons.learn, lessons.validation, lessons.everything)
+    ]
     digest.update(json.dumps(facts, sort_keys=True).encode())
     if old is not None:
         digest.update(old.spec.key.encode())
@@ -321,10 +349,24 @@ def _scores(
     return found, enough
 
 
-def _knows(scores: Scores | None) -> bool:
-    """Return whether a model does so well that starting from scratch is in vain."""
-    found = (scores or {}).get("corrections", {})
-    return found.get("dice", 0.0) >= KNOWN
+def _knows(
+    old: Model,
+    lessons: Lessons,
+    scores: Scores,
+    device: str,
+    thread_count: int | None,
+) -> Steps[tuple[bool, bool]]:
+    """Return whether a model does so well that starting from scratch is in vain.
+
+    And whether `Enough` was thrown in meanwhile.
+    """
+    found, stopped = scores["corrections"], False
+    if lessons.accepted and old.spec.output == lessons.output:
+        steps = validation_steps(
+            old, lessons.accepted, device=device, threads=thread_count
+        )
+        found, stopped = yield from _through(steps)
+    return found.get("dice", 0.0) >= KNOWN, stopped
 
 
 def _merit(scores: Scores, *, trusted: bool) -> float:

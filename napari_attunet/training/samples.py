@@ -47,6 +47,9 @@ __all__ = [
 #: al. 2021, nnU-Net, https://doi.org/10.1038/s41592-020-01008-z).
 LABELLED = 1 / 3
 
+#: From this weight a pixel's label is sure; what counts less was only guessed.
+SURE = 1.0
+
 
 @dataclass(frozen=True, eq=False)
 class Pair:
@@ -280,7 +283,7 @@ class _Frame:
     known : array of int, (n,)
         Flat indices of what is known; empty if that is everything.
     labelled : array of int, (n,)
-        Flat indices of what is known to be more than background.
+        Flat indices of what is surely more than background.
     """
 
     image: npt.NDArray[np.float32]
@@ -332,8 +335,7 @@ def _frames(pair: Pair, spec: ModelSpec) -> list[_Frame]:
         drawn = label_view.read(frame, whole)[0].astype(np.int32)
         if known.size == drawn.size:
             known = known[:0]
-        shown = drawn if weight is None else drawn * (weight > 0)
-        labelled = np.flatnonzero(shown)
+        labelled = np.flatnonzero(drawn if weight is None else drawn * (weight >= SURE))
         found.append(_Frame(image, drawn, weight, known, labelled))
     return found
 

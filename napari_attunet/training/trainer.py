@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from napari_attunet.atomic import replacing
 from napari_attunet.devices import choose_device, threads
-from napari_attunet.errors import DataError, ModelError
+from napari_attunet.errors import CheckpointError, DataError
 from napari_attunet.model import Model
 from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.spec import ModelSpec
@@ -38,6 +38,10 @@ from napari_attunet.training.validation import merit_of, validation_steps
 __all__ = ["train"]
 
 logger = logging.getLogger(__name__)
+
+#: Raised when the same settings no longer give the same training: other crops, another
+#: loss. What was interrupted before then is not gone on with.
+RECIPE = 2
 
 #: At most so much work is lost if the machine stops.
 CHECKPOINT_SECONDS = 15.0
@@ -98,7 +102,7 @@ def train(
     DataError
         If images or labels cannot be used, there are fewer crops than processes, or
         the loss stops being a number.
-    ModelError
+    CheckpointError
         If the checkpoint belongs to another training.
     Cancelled, TrainingError
         If another process has stopped, or is gone.
@@ -345,11 +349,11 @@ def _read(path: Path | None, identity: str) -> dict[str, Any] | None:
     try:
         saved: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ModelError(
+        raise CheckpointError(
             f"The checkpoint {path} cannot be read ({error}). Delete it to begin anew."
         ) from error
     if not isinstance(saved, dict) or saved.get("identity") != identity:
-        raise ModelError(
+        raise CheckpointError(
             f"The checkpoint {path} belongs to another training (data, start or "
             "settings differ). Delete it to begin anew, or choose another."
         )
@@ -375,8 +379,8 @@ def _identity(
     """Return what makes two trainings the same, as a hash."""
     digest = hashlib.sha256()
     spec = start.spec if isinstance(start, Model) else start
-    facts = (spec, settings)
-    digest.update(json.dumps([dataclasses.asdict(f) for f in facts]).encode())
+    facts = (RECIPE, dataclasses.asdict(spec), dataclasses.asdict(settings))
+    digest.update(json.dumps(facts).encode())
     for data in (pairs, validation):
         digest.update(data_hash(data).encode())
     if isinstance(start, Model):

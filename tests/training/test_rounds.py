@@ -326,6 +326,27 @@ def test_a_killed_process_claims_nothing(tmp_path):
         pass
 
 
+def test_strokes_on_mistakes_do_not_tell_that_a_parent_knows_nothing(
+    tmp_path, monkeypatch
+):
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    found = TrainingSet(tmp_path / "set")
+    prediction = np.where(labels <= 2, 0, labels)  # two were missed
+    found.add(correction(image, labels, extent="painted", prediction=prediction))
+    asked = []
+
+    def spy(lessons, *args):
+        asked.append(lessons)
+        return (yield from anchored(lessons, *args))
+
+    monkeypatch.setattr(rounds, "anchored", spy)
+    outcome = drain(
+        run_round(found, "nuclei-fluorescence", SETTINGS, tmp_path / "round")
+    )
+    assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
+    assert len(asked) == 1
+
+
 def test_what_the_parent_is_sure_of_counts_a_little(sparse):
     lessons = read_lessons(sparse, SETTINGS)
     (before,), (unknown,) = lessons.learn, lessons.unknown
@@ -334,8 +355,12 @@ def test_what_the_parent_is_sure_of_counts_a_little(sparse):
     known = before.weight > 0
     np.testing.assert_array_equal(after.labels[known], before.labels[known])
     np.testing.assert_array_equal(after.weight[known], before.weight[known])
-    for there, weight in ((after.labels == 0, 0.3), (after.labels > 0, 0.1)):
-        assert set(np.unique(after.weight[~known & there])) <= {0, np.float32(weight)}
+    background, objects = (
+        set(np.unique(after.weight[~known & there]))
+        for there in (after.labels == 0, after.labels > 0)
+    )
+    assert background == {0, np.float32(0.3)}
+    assert objects == {np.float32(0.1)}
     assert (after.weight[unknown] > 0).any()
     assert not (after.weight[~unknown & ~known] > 0).any()
 
