@@ -22,7 +22,7 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
 
     A crash leaves the old file or none, never half of one. The name begins with a dot
     and ends as the path does, which libraries look at. What killed processes left of
-    earlier attempts is cleared away after a day.
+    earlier attempts at the same path is cleared away after a day.
 
     Parameters
     ----------
@@ -62,9 +62,11 @@ def _move(temporary: Path, path: Path) -> None:
 
 
 def _sweep(path: Path) -> None:
-    for left_over in path.parent.glob(f".????????.{glob.escape(path.name)}"):
+    digits = "[0-9a-f]" * 8
+    for left_over in path.parent.glob(f".{digits}.{glob.escape(path.name)}"):
         with contextlib.suppress(OSError):  # another process sweeps as well
-            if time.time() - left_over.stat().st_mtime < STALE:
+            found = left_over.stat()  # a copy may carry the date of what it copies
+            if time.time() - max(found.st_mtime, found.st_ctime) < STALE:
                 continue
             if left_over.is_dir():
                 shutil.rmtree(left_over)

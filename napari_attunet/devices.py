@@ -59,13 +59,15 @@ def available_devices() -> tuple[str, ...]:
     return (*found, "cpu")
 
 
-def choose_device(device: str = "auto") -> Device:
+def choose_device(device: str = "auto", threads: int | None = None) -> Device:
     """Return the device to run on.
 
     Parameters
     ----------
     device : str
         ``"auto"`` takes CUDA, then Apple's MPS, then the CPU; or a PyTorch name.
+    threads : int, optional
+        How many the CPU will use, by default `default_threads`; to be told.
 
     Raises
     ------
@@ -93,7 +95,7 @@ def choose_device(device: str = "auto") -> Device:
         return Device(name, torch.cuda.get_device_name(index), "CUDA is available.")
     if kind == "mps":
         return Device(name, "Apple GPU", "Apple's GPU is available.")
-    count = default_threads()
+    count = threads or default_threads()
     reason = _why_no_cuda() if device == "auto" else "You chose the CPU."
     return Device(name, f"{count} thread{'s' * (count != 1)}", reason)
 
@@ -125,7 +127,7 @@ def default_threads(spare: int = 0) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows don't tell
         cores = os.cpu_count() or 1
-    return max(1, min(cores, torch.get_num_threads()) - spare)
+    return max(1, min(cores - spare, torch.get_num_threads()))
 
 
 def release_memory(device: Device) -> None:

@@ -278,9 +278,10 @@ def measure_scaling(normalization: Normalization, sample: NDArray[Any]) -> Scali
     """Measure a normalisation on pixels that were mixed to the network's channels.
 
     NaN and infinities don't count. A channel in which nothing differs becomes 0
-    everywhere. Where the two percentiles coincide although values differ, as in a dark
-    image with few bright spots, the extremes take their place. Light that is nowhere
-    above 0 tells of no transmission: such a channel becomes 0 as well.
+    everywhere (with transmission 1, if it is bright at all). Where the two percentiles
+    coincide although values differ, as in a dark image with few bright spots, the
+    extremes take their place. Light that is nowhere above 0 tells of no transmission:
+    such a channel becomes 0 as well.
 
     Parameters
     ----------
@@ -321,7 +322,7 @@ def _measure(
             low, high = np.percentile(values.astype(np.float64), percentiles)
             if not low < high:
                 low, high = least, most
-            if normalization.kind == "transmission" and least < high:
+            if normalization.kind == "transmission":
                 low = 0.0
             offset, span = float(low), float(high) - float(low)
     noise = ROUNDING * float(np.finfo(values.dtype).eps) * max(abs(least), abs(most))

@@ -126,7 +126,7 @@ class Segmenter:
     ) -> None:
         network = model.spec.network
         self.model = model
-        self.device = choose_device(device)
+        self.device = choose_device(device, threads)
         self._threads = threads
         self._tile = per_axis(tile, network, "tile", least=1)
         self._halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
@@ -254,7 +254,8 @@ class Segmenter:
                     )
                 elif device.name != "cpu":
                     device = replace(
-                        choose_device("cpu"), reason="The GPU ran out of memory."
+                        choose_device("cpu", self._threads),
+                        reason="The GPU ran out of memory.",
                     )
                     shape = job.view.spatial_shape
                     tile = self._tile or default_tile(network, shape, self._halo)

@@ -1,6 +1,6 @@
 """A file is there whole, or as it was."""
 
-import os
+import time
 
 import pytest
 
@@ -62,26 +62,26 @@ def test_of_two_exclusive_writers_one_fails(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_kills_left_is_cleared_away_after_a_day(tmp_path):
-    old, young, other, folder = (
-        tmp_path / name
-        for name in (".0123abcd.a.txt", ".4567abcd.a.txt", ".0123abcd.b.txt", "c")
-    )
-    for path in (old, young, other):
+@pytest.mark.parametrize("days", [0, 2])
+def test_what_kills_left_is_cleared_away_after_a_day(tmp_path, monkeypatch, days):
+    now = time.time() + days * 24 * 3600
+    monkeypatch.setattr("napari_attunet.atomic.time.time", lambda: now)
+    left = tmp_path / ".0123abcd.a.txt"
+    # of another path, and the user's own
+    others = [tmp_path / name for name in (".0123abcd.b.txt", ".original.a.txt")]
+    for path in (left, *others):
         path.write_text("half")
-    folder.mkdir()
-    left = folder / ".0123abcd.d"
+    write(tmp_path / "a.txt", "whole")
+    assert left.exists() is (days == 0)
+    assert all(path.exists() for path in others)
+
+
+def test_what_kills_left_of_a_folder_goes_too(tmp_path, monkeypatch):
+    left = tmp_path / ".0123abcd.d"
     left.mkdir()
     (left / "part").write_text("half")
-    for path in (old, other, left):
-        os.utime(path, (0, 0))
-    write(tmp_path / "a.txt", "whole")
-    assert {p.name for p in tmp_path.iterdir()} == {
-        "a.txt",
-        young.name,
-        other.name,
-        "c",
-    }
-    with replacing(folder / "d") as temporary:
+    now = time.time() + 2 * 24 * 3600
+    monkeypatch.setattr("napari_attunet.atomic.time.time", lambda: now)
+    with replacing(tmp_path / "d") as temporary:
         temporary.mkdir()
-    assert [p.name for p in folder.iterdir()] == ["d"]
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]

@@ -65,7 +65,7 @@ def test_threads_are_set_and_restored():
 def test_a_core_is_spared_where_there_are_more(monkeypatch):
     monkeypatch.delenv("NAPARI_ATTUNET_THREADS", raising=False)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
-    for count, left in ((1, 1), (2, 1), (4, 3)):
+    for count, left in ((1, 1), (2, 2), (4, 3), (8, 3)):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         assert devices.default_threads(spare=1) == left
 

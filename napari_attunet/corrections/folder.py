@@ -169,7 +169,8 @@ class TrainingSet:
         """
         gone = self.folder / f".{uuid.uuid4().hex[:8]}.{sample.id}.gone"
         with _writing(sample.folder):
-            self._note_what_was_held(sample)
+            with contextlib.suppress(DataError):  # gone, or damaged
+                self._note_what_was_held(read_description(sample.folder))
             for old in self._left_over(sample.id):
                 shutil.rmtree(old)
             with contextlib.suppress(FileNotFoundError):
@@ -215,7 +216,11 @@ class TrainingSet:
             block=sample.block,
             held=sample.held,
         )
-        with replacing(self._note(sample.image_sha256)) as temporary:
+        # On a full disk a sample can be removed all the same.
+        with (
+            contextlib.suppress(OSError),
+            replacing(self._note(sample.image_sha256)) as temporary,
+        ):
             temporary.write_text(to_json(note), "utf-8")
 
     def _note(self, image_sha256: str) -> Path:
@@ -234,7 +239,7 @@ class TrainingSet:
         for sample in others:
             if sample.image_sha256 == image_sha256:
                 return _split_for(axes, sample)
-        with contextlib.suppress(OSError, ModelError):  # not there, or not whole
+        with contextlib.suppress(OSError, ModelError, ValueError):  # none, or damaged
             text = self._note(image_sha256).read_text("utf-8")
             note = from_json(_Note, text)
             return in_axes(
@@ -303,8 +308,7 @@ class TrainingSet:
             )
             write_description(sample, temporary)
         if present and present.image_sha256 != image_sha256:
-            with _writing(folder):
-                self._note_what_was_held(present)
+            self._note_what_was_held(present)
         return sample
 
 

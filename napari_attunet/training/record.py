@@ -25,6 +25,7 @@ __all__ = [
     "Record",
     "Round",
     "claimed",
+    "is_claimed",
     "read_record",
     "unfinished",
 ]
@@ -34,6 +35,9 @@ ROUNDS = ".rounds"
 
 #: In the folder of a round.
 FILE, LOCK = "round.json", "round.lock"
+
+#: Seconds to wait for a folder: others may just be looking whether it is claimed.
+PATIENCE = 1.0
 
 FORMAT = 1
 
@@ -150,9 +154,9 @@ def claimed(folder: Path) -> Iterator[None]:
     TrainingError
         If another process is at work there.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, thread_local=False)  # generators change threads
     try:
-        lock.acquire(blocking=False)
+        lock.acquire(timeout=PATIENCE)
     except Timeout as error:
         raise TrainingError(
             f"Another process is training in {folder}: wait for it, or choose another "
@@ -164,14 +168,17 @@ def claimed(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_claimed(folder: Path) -> bool:
+def is_claimed(folder: Path) -> bool:
+    """Return whether a process is at work in a round's folder."""
     if not (folder / LOCK).exists():
         return False
+    lock = FileLock(folder / LOCK)
     try:
-        with claimed(folder):
-            return False
-    except TrainingError:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):  # somebody else's, in any case
         return True
+    lock.release()
+    return False
 
 
 def unfinished(training_set: TrainingSet) -> Path | None:
@@ -184,4 +191,4 @@ def unfinished(training_set: TrainingSet) -> Path | None:
         return None
     folders = [f for f in rounds.iterdir() if f.is_dir() and f.name[0] != "."]
     folders.sort(key=lambda f: f.stat().st_mtime, reverse=True)
-    return next((f for f in folders if not _is_claimed(f)), None)
+    return next((f for f in folders if not is_claimed(f)), None)

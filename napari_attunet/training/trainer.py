@@ -115,7 +115,7 @@ def train(
     for pair in validation:
         check_labels(pair, view_of(pair, spec), spec)
     identity = _identity(start, pairs, validation, settings)
-    chosen = choose_device(device)
+    chosen = choose_device(device, thread_count)
     first, saved = team.of_first(lambda: (identity, _read(checkpoint, identity)))
     if first != identity:
         raise DataError(

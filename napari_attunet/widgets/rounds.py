@@ -21,7 +21,13 @@ from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.schema import to_json
 from napari_attunet.training.process import child_steps
-from napari_attunet.training.record import ROUNDS, Round, read_record, unfinished
+from napari_attunet.training.record import (
+    ROUNDS,
+    Round,
+    is_claimed,
+    read_record,
+    unfinished,
+)
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.widgets.warmup import warm_up
 
@@ -216,6 +222,16 @@ def accept(folder: Path, name: str, library: Library) -> Steps[Entry]:
 
 
 def drop(folder: Path) -> Steps[None]:
-    """Clear a round away."""
+    """Clear a round away.
+
+    Raises
+    ------
+    TrainingError
+        If another process is at work on it.
+    """
     yield Progress(0, 0)
+    if is_claimed(folder):
+        raise TrainingError(
+            "This round is being trained in another window: stop it there."
+        )
     shutil.rmtree(folder, ignore_errors=True)
