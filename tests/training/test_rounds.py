@@ -297,14 +297,31 @@ def sparse(tmp_path):
 def test_one_process_at_a_time_is_at_work_in_a_folder(training_set, parent):
     folder = training_set.folder / ".rounds" / "shared"
     steps = run_round(training_set, parent, SETTINGS, folder)
-    while (folder / "round.json").exists() is False:
-        next(steps)
+    next(steps)  # from its first step on
     assert unfinished(training_set) is None  # somebody is at it
     with pytest.raises(TrainingError, match="Another process"):
         drain(run_round(training_set, parent, SETTINGS, folder))
     steps.close()
     assert unfinished(training_set) == folder
     drain(run_round(training_set, parent, SETTINGS, folder))
+
+
+def test_a_checkpoint_of_another_recipe_is_not_gone_on_with(
+    training_set, parent, tmp_path, monkeypatch
+):
+    folder = tmp_path / "cut"
+    steps = run_round(training_set, parent, SETTINGS, folder)
+    for progress in steps:
+        if progress.done == 2:
+            break
+    steps.close()
+    assert list(folder.glob("*.checkpoint"))
+    monkeypatch.setattr("napari_attunet.training.trainer.RECIPE", 99)
+    drain(run_round(training_set, parent, SETTINGS, folder))
+    drain(run_round(training_set, parent, SETTINGS, tmp_path / "whole"))
+    assert same(
+        *(load_model(tmp_path / f / "tuned.safetensors") for f in ("cut", "whole"))
+    )
 
 
 def test_a_killed_process_claims_nothing(tmp_path):
