@@ -163,7 +163,18 @@ def _round(
             continue
         if enough:
             continue
-        how = start, old, spec, lessons, plan, file, device, thread_count, preview
+        how = (
+            start,
+            old,
+            spec,
+            knows,
+            lessons,
+            plan,
+            file,
+            device,
+            thread_count,
+            preview,
+        )
         begun = dataclasses.replace(record, done=number * plan.steps)
         try:
             model, stopped = yield from _watched(_learn(*how), name, begun, folder)
@@ -301,6 +312,7 @@ def _learn(
     start: str,
     old: Model | None,
     spec: ModelSpec,
+    knows: bool,
     lessons: Lessons,
     plan: TrainingSettings,
     file: Path,
@@ -322,7 +334,9 @@ def _learn(
     }
     pairs = lessons.learn, lessons.validation
     if start == "parent" and old is not None:
-        return (yield from tuning_steps(old, spec, *pairs, plan, **options))
+        return (
+            yield from tuning_steps(old, spec, *pairs, plan, known=knows, **options)
+        )
     plan = dataclasses.replace(plan, freeze="nothing")
     return (yield from train(spec, *pairs, plan, **options))
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fine_tune", "tuning_steps"]
 
-#: How far a model goes from its start to where training led it.
+#: How far a model that knows such images goes from its start to where training led it.
 SHARE = 0.75
 
 
@@ -81,17 +81,21 @@ def tuning_steps(
     validation: Sequence[Pair],
     settings: TrainingSettings,
     *,
+    known: bool = True,
     device: str = "auto",
     thread_count: int | None = None,
     checkpoint: Path | None = None,
     preview: Callable[[Model], object] | None = None,
 ) -> Steps[Model]:
-    """Fine-tune step by step; parameters as in `best_adapted` and `train`."""
+    """Fine-tune step by step; parameters as in `best_adapted` and `train`.
+
+    Where the model does not know such images (``known``), none of it is kept.
+    """
     yield Progress(0, settings.steps, "Preparing")
     start = best_adapted(model, spec, pairs, settings)
-    # Classes that begin at random are nothing to keep some of.
+    # Nor are classes that begin at random anything to keep some of.
     same = (spec.output, spec.n_classes) == (model.spec.output, model.spec.n_classes)
-    share = SHARE if same else 1.0
+    share = SHARE if known and same else 1.0
 
     def show(trained: Model) -> None:
         if preview is not None:
