@@ -231,7 +231,7 @@ def test_checkpoints_are_those_of_one_process(two):
 @pytest.mark.slow
 def test_what_ends_one_ends_the_other(two):
     first, second = two[0]
-    assert first["junk"].startswith("ModelError")
+    assert first["junk"].startswith("CheckpointError")
     assert second["junk"].startswith("Cancelled")
     assert first["other data"].startswith("TrainingError")
     assert second["other data"].startswith("DataError")
