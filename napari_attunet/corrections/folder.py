@@ -35,7 +35,6 @@ from napari_attunet.corrections.sample import (
 )
 from napari_attunet.corrections.split import (
     Split,
-    Validation,
     block_shape,
     frame_axes,
     hash_image,
@@ -63,9 +62,7 @@ class _Note:
     """A split, and the order of axes that it is told in."""
 
     axes: str
-    validation: Validation
-    block: tuple[int, ...]
-    held: tuple[tuple[int, ...], ...]
+    split: Split
 
 
 def default_folder() -> Path:
@@ -210,12 +207,7 @@ class TrainingSet:
 
         Models were trained on the rest of it, should it ever come back.
         """
-        note = _Note(
-            axes=sample.label_axes,
-            validation=sample.validation,
-            block=sample.block,
-            held=sample.held,
-        )
+        note = _Note(axes=sample.label_axes, split=sample.split)
         # On a full disk a sample can be removed all the same.
         with (
             contextlib.suppress(OSError),
@@ -242,9 +234,7 @@ class TrainingSet:
         with contextlib.suppress(OSError, ModelError, ValueError):  # none, or damaged
             text = self._note(image_sha256).read_text("utf-8")
             note = from_json(_Note, text)
-            return in_axes(
-                Split(note.validation, note.block, note.held), note.axes, axes
-            )
+            return in_axes(note.split, note.axes, axes)
         block = block_shape(known.shape, frame_axes(axes, correction.ndim))
         images = len({s.image_sha256 for s in others})
         return split_image(image_sha256, known, block, images=images)
@@ -334,8 +324,7 @@ def _labels_kept(correction: Correction) -> Correction:
 
 def _split_for(axes: str, sample: Sample) -> Split:
     """Return what is held out of a sample, for labels of the same image."""
-    split = Split(sample.validation, sample.block, sample.held)
-    return in_axes(split, sample.label_axes, axes)
+    return in_axes(sample.split, sample.label_axes, axes)
 
 
 def _split_as(sample: Sample, first: Sample) -> Sample:

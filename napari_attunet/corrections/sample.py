@@ -152,9 +152,14 @@ class Sample(Description):
         """Axes of the labels."""
         return self.axes.replace("C", "")
 
+    @property
+    def split(self) -> Split:
+        """What of it is held out."""
+        return Split(self.validation, self.block, self.held)
+
     def validation_mask(self) -> npt.NDArray[np.bool_]:
         """Return which pixels are held out, in the labels' shape."""
-        return split_mask(Split(self.validation, self.block, self.held), self.shape)
+        return split_mask(self.split, self.shape)
 
     def training_mask(self) -> npt.NDArray[np.bool_]:
         """Return which pixels may be trained on: none held out, none too near."""

@@ -86,7 +86,8 @@ def plan_search(
     image = array_of(layer)
     if point is None:
         return Search(image=image, axes=axes, layer_axes=axes, model=model, flips=flips)
-    here = dict(zip(axes, _pixel_at(layer, point), strict=False))
+    # Of RGB images the channels, which come last, are no dimension of the layer.
+    here = dict(zip(axes[: layer.ndim], _pixel_at(layer, point), strict=True))
     walked = axes.replace("C", "")[:-ndim]
     index = tuple(here[a] if a in walked else slice(None) for a in axes)
     return Search(

@@ -384,7 +384,7 @@ def test_what_the_parent_is_sure_of_counts_a_little(sparse):
 
 def test_what_is_held_out_is_no_anchor_either(training_set, parent):
     lessons = read_lessons(training_set, SETTINGS)
-    for pair, held in zip(lessons.learn, lessons.validation, strict=False):
+    for pair, held in zip(lessons.learn, lessons.validation, strict=True):
         assert not ((pair.weight > 0) & (held.weight > 0)).any()
     for pair in drain(anchored(lessons, load_model(parent), "cpu", None)):
         for held in lessons.validation:

@@ -7,9 +7,13 @@ import torch
 from napari_attunet import fine_tune
 from napari_attunet.errors import DataError
 from napari_attunet.model import Model
+from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training.samples import Pair
+from napari_attunet.training.settings import RoundSettings
+from napari_attunet.training.transfer import blend
+from napari_attunet.training.tuning import SHARE, tuning_steps
 from napari_attunet.training.validation import validate
 
 NETWORK = NetworkSpec(features=(8, 16, 32), out_channels=3)
@@ -26,6 +30,21 @@ def test_it_learns_from_image_and_labels(monkeypatch):
     assert validate(better, held)["dice"] > validate(MODEL, held)["dice"] + 0.1
     assert (better.spec.parent, better.spec.version) == ("mother@1", 2)
     assert all(torch.equal(v, before[k]) for k, v in MODEL.network.state_dict().items())
+
+
+@pytest.mark.parametrize(("known", "share"), [(True, SHARE), (False, 1.0)])
+def test_something_is_kept_of_a_model_that_knows_such_images(monkeypatch, known, share):
+    asked = []
+
+    def spy(start, end, share):
+        asked.append(share)
+        return blend(start, end, share)
+
+    monkeypatch.setattr("napari_attunet.training.tuning.blend", spy)
+    pair = Pair(*synthetic_nuclei((96, 96), seed=0))
+    plan = RoundSettings(steps=1).training(2)
+    drain(tuning_steps(MODEL, MODEL.spec, [pair], [], plan, known=known))
+    assert set(asked) == {share}
 
 
 def test_shapes_that_dont_fit_are_told():
