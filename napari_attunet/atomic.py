@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 __all__ = ["replacing"]
@@ -17,7 +18,12 @@ STALE = 24 * 3600
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
+def replacing(
+    path: Path,
+    *,
+    exclusive: bool = False,
+    alone: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008
+) -> Iterator[Path]:
     """Give a temporary name beside a path; what is there moves to it if all went well.
 
     A crash leaves the old file or none, never half of one. The name begins with a dot
@@ -31,6 +37,9 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     exclusive : bool
         Fail if there is something at the path when all is written: of two processes
         that write the same file one then gets a ``FileExistsError``. Files only.
+    alone : context manager
+        Entered for the moment of the move. A folder is not replaced in one step, so
+        that others may find none: a lock that they heed as well keeps them out.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
@@ -40,7 +49,8 @@ def replacing(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
         if exclusive:
             path.hardlink_to(temporary)
         else:
-            _move(temporary, path)
+            with alone:
+                _move(temporary, path)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)

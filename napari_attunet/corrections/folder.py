@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import platformdirs
+from filelock import FileLock
 
 from napari_attunet.atomic import replacing
 from napari_attunet.corrections.correction import Correction
@@ -51,6 +52,10 @@ __all__ = ["TrainingSet", "default_folder"]
 FOLDER_VARIABLE = "NAPARI_ATTUNET_TRAINING"
 #: In a training set's folder: what was held out of images that are gone.
 NOTES = ".held-out"
+#: In a training set's folder: held by whoever moves samples in it.
+LOCK = ".lock"
+#: Seconds to wait for it; a move takes milliseconds.
+PATIENCE = 10.0
 #: Longest part of a sample's name in that of its folder.
 SLUG = 40
 #: A sample may be replaced while it is read; more often than this it isn't.
@@ -113,9 +118,14 @@ class TrainingSet:
             If it is gone or damaged.
         """
         for _ in range(ATTEMPTS):
-            present = read_description(sample.folder)
-            correction = read_arrays(present)
-            if read_description(sample.folder).updated == present.updated:
+            present = self._described(sample.folder)
+            try:
+                correction = read_arrays(present)
+            except DataError:
+                if self._described(sample.folder) == present:
+                    raise
+                continue
+            if self._described(sample.folder).updated == present.updated:
                 return correction
         raise DataError(f"{sample.folder} changes while it is read. Try again.")
 
@@ -140,7 +150,7 @@ class TrainingSet:
         DataError
             As `add`, or if the sample is gone.
         """
-        present = read_description(sample.folder)
+        present = self._described(sample.folder)
         return self._store(correction, present.id, present)
 
     def set_used(self, sample: Sample, used: bool) -> Sample:
@@ -151,8 +161,8 @@ class TrainingSet:
         DataError
             If the sample is gone or damaged, or cannot be written.
         """
-        changed = dataclasses.replace(read_description(sample.folder), used=used)
-        with _writing(sample.folder):
+        changed = dataclasses.replace(self._described(sample.folder), used=used)
+        with _writing(sample.folder), self._alone():
             write_description(changed, changed.folder)
         return changed
 
@@ -167,36 +177,58 @@ class TrainingSet:
         gone = self.folder / f".{uuid.uuid4().hex[:8]}.{sample.id}.gone"
         with _writing(sample.folder):
             with contextlib.suppress(DataError):  # gone, or damaged
-                self._note_what_was_held(read_description(sample.folder))
-            for old in self._left_over(sample.id):
-                shutil.rmtree(old)
-            with contextlib.suppress(FileNotFoundError):
-                sample.folder.replace(gone)  # at once, so that no half of it is seen
-                shutil.rmtree(gone)
+                self._note_what_was_held(self._described(sample.folder))
+            with self._alone():
+                for old in self._left_over(sample.id):
+                    shutil.rmtree(old)
+                with contextlib.suppress(FileNotFoundError):
+                    sample.folder.replace(gone)  # at once: no half of it is seen
+                    shutil.rmtree(gone)
 
     # ---- steps -------------------------------------------------------------------
 
     def _folders(self) -> Iterator[tuple[Path, Sample | str]]:
         """Yield every folder with its sample, or what is wrong with it."""
-        self._restore()
-        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else ():
+        if not self.folder.is_dir():
+            return
+        # Nobody moves them meanwhile; a folder that we may not lock is read as it is.
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                stack.enter_context(self._alone())
+                self._restore()
+            paths = sorted(self.folder.iterdir())
+        for path in paths:
             if path.name.startswith(".") or not path.is_dir():
                 continue
             try:
-                yield path, read_description(path)
+                yield path, self._described(path)
             except DataError as error:
                 if path.is_dir():  # not just removed by another process
                     yield path, str(error)
+
+    def _alone(self) -> FileLock:
+        """Keep other processes and threads from moving samples, once entered."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / LOCK, timeout=PATIENCE)
+
+    def _described(self, folder: Path) -> Sample:
+        """Read what a folder holds; not just while it is being replaced."""
+        try:
+            return read_description(folder)
+        except DataError:
+            if not self.folder.is_dir():
+                raise
+            with contextlib.ExitStack() as stack:
+                with contextlib.suppress(OSError):
+                    stack.enter_context(self._alone())
+                return read_description(folder)
 
     def _restore(self) -> None:
         """Put a sample back that a crash in the middle of an update left aside."""
         for old in self._left_over("*"):
             path = self.folder / old.name.split(".", 2)[2].removesuffix(".old")
             if not path.exists():
-                # It may be that its update is still going on: that one then fails, or
-                # has won already.
-                with contextlib.suppress(OSError):
-                    old.replace(path)
+                old.replace(path)
 
     def _left_over(self, identifier: str) -> list[Path]:
         """Return old versions of samples that were not cleared away."""
@@ -263,7 +295,7 @@ class TrainingSet:
             split = self._choose(image_sha256, known, correction, identifier)
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         folder = self.folder / identifier
-        with _writing(folder), replacing(folder) as temporary:
+        with _writing(folder), replacing(folder, alone=self._alone()) as temporary:
             temporary.mkdir()
             for name, array in arrays.items():
                 axes = view.axes if name == "image" else view.label_axes

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +283,8 @@ def test_what_is_gone_cannot_be_changed_but_removed_again(training_set):
     ):
         with pytest.raises(DataError, match="no sample"):
             change()
-    assert [p.name for p in training_set.folder.iterdir()] == [folder.NOTES]
+    left = sorted(p.name for p in training_set.folder.iterdir())
+    assert left == [folder.NOTES, folder.LOCK]
 
 
 # ---- what is held out -------------------------------------------------------------
@@ -433,7 +436,8 @@ def test_an_error_in_the_middle_leaves_all_as_it_was(training_set, monkeypatch, 
     arguments = [correction(1)] if change == "add" else [sample, correction(1)]
     with pytest.raises(DataError, match="No space left"):
         getattr(training_set, change)(*arguments)
-    assert list(training_set.folder.iterdir()) == [sample.folder]
+    left = {p for p in training_set.folder.iterdir() if p.name != folder.LOCK}
+    assert left == {sample.folder}
     assert_same(correction(), training_set.read(sample))
 
 
@@ -457,7 +461,8 @@ def test_an_old_version_that_a_crash_left_does_not_rise_again(training_set):
     (training_set.folder / f".01234567.{sample.id}.old").mkdir()
     training_set.remove(sample)
     assert training_set.samples() == ()
-    assert [p.name for p in training_set.folder.iterdir()] == [folder.NOTES]
+    left = sorted(p.name for p in training_set.folder.iterdir())
+    assert left == [folder.NOTES, folder.LOCK]
 
 
 @pytest.mark.parametrize("damaged", [False, True])
@@ -482,8 +487,29 @@ def test_another_image_in_a_sample_does_not_make_the_first_forgotten(training_se
     assert again.held == sample.held
 
 
+def test_nobody_sees_a_sample_gone_while_it_is_replaced(training_set, monkeypatch):
+    sample = training_set.add(correction())
+    replace, moved = Path.replace, threading.Event()
+
+    def slowly(path: Path, target: Path) -> Path:
+        result = replace(path, target)
+        if target.name.endswith(".old"):
+            moved.set()
+            time.sleep(0.3)
+        return result
+
+    monkeypatch.setattr(Path, "replace", slowly)
+    with ThreadPoolExecutor() as pool:
+        updated = pool.submit(training_set.update, sample, correction(seed=1))
+        assert moved.wait(10)
+        assert [s.id for s in training_set.samples()] == [sample.id]
+        assert_same(correction(seed=1), training_set.read(sample))
+        assert_same(correction(seed=1), training_set.read(updated.result()))
+
+
 WRITER = """
 import sys
+import threading
 import numpy as np
 from napari_attunet.corrections import Correction, TrainingSet
 place, count = TrainingSet(sys.argv[1]), int(sys.argv[2])
@@ -509,6 +535,14 @@ def start(training_set: TrainingSet, count: int) -> subprocess.Popen[str]:
 
 def test_two_processes_add_at_the_same_time(training_set):
     writers = [start(training_set, 5) for _ in range(2)]
+    seen: set[str] = set()
+    while any(writer.poll() is None for writer in writers):
+        samples = training_set.samples()
+        assert training_set.damaged() == {}
+        assert seen <= {s.id for s in samples}, "a sample was gone for a moment"
+        seen |= {s.id for s in samples}
+        for sample in samples:
+            training_set.read(sample)
     for writer in writers:
         writer.communicate(timeout=120)
         assert writer.returncode == 0
