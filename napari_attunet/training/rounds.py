@@ -10,9 +10,10 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from napari_attunet.corrections import TrainingSet
 from napari_attunet.errors import Cancelled, CheckpointError, DataError, ModelError
@@ -20,6 +21,7 @@ from napari_attunet.library import Entry, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.spec import ModelSpec
+from napari_attunet.training.judging import Judge, Scores, merit, propose
 from napari_attunet.training.lessons import (
     Lessons,
     anchored,
@@ -38,24 +40,14 @@ from napari_attunet.training.samples import data_hash
 from napari_attunet.training.settings import RoundSettings, TrainingSettings
 from napari_attunet.training.trainer import RECIPE, train
 from napari_attunet.training.tuning import tuning_steps
-from napari_attunet.training.validation import merit_of, validation_steps
 
 __all__ = ["accept", "run_round"]
 
-R = TypeVar("R")
-
-#: By part (validation, corrections), then by name.
-Scores = dict[str, dict[str, float]]
+#: What comes of a start.
+NAMES = {"parent": "tuned", "scratch": "scratch"}
 
 #: How often it is written down how far a round has come.
 RECORD_SECONDS = 2.0
-
-#: A Dice from which a model knows this kind of image, so that it is the start to take.
-KNOWN = 0.6
-
-#: By so much a model from scratch must be better than one that had seen more images
-#: before, where little is held out to tell.
-MARGIN = 0.03
 
 
 def run_round(
@@ -102,10 +94,9 @@ def run_round(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
+        judge = Judge(device, thread_count)
         return (
-            yield from _round(
-                training_set, parent, settings, folder, device, thread_count, preview
-            )
+            yield from _round(training_set, parent, settings, folder, judge, preview)
         )
 
 
@@ -114,11 +105,10 @@ def _round(
     parent: str | None,
     settings: RoundSettings,
     folder: Path,
-    device: str,
-    thread_count: int | None,
+    judge: Judge,
     preview: Path | None,
 ) -> Steps[Round]:
-    enough = yield from _tell(Progress(0, 0, "Reading the training set"))
+    yield from judge.tell(Progress(0, 0, "Reading the training set"))
     old = None if parent is None else load_model(parent)
     lessons = read_lessons(training_set, settings)
     models: dict[str, Model] = {}
@@ -126,14 +116,8 @@ def _round(
     knows = False
     if old is not None:
         models["parent"] = old
-        scores["parent"], stopped = yield from _scores(
-            old, lessons, 0, device, thread_count
-        )
-        enough |= stopped
-        knows, stopped = yield from _knows(
-            old, lessons, scores["parent"], device, thread_count
-        )
-        enough |= stopped
+        scores["parent"] = yield from judge.scores(old, lessons)
+        knows = yield from judge.knows(old, lessons, scores["parent"])
     starts = settings.starts or (("parent",) if knows else ("parent", "scratch"))
     starts = tuple(s for s in starts if s == "scratch" or old is not None)
     if not starts:
@@ -150,117 +134,37 @@ def _round(
     record.write(folder)
 
     if old is not None and knows:
-        learn, stopped = yield from _through(
-            anchored(lessons, old, device, thread_count)
-        )
-        enough |= stopped
+        steps = anchored(lessons, old, judge.device, judge.thread_count)
+        learn = yield from judge.through(steps)
         lessons = dataclasses.replace(lessons, learn=learn)
+    course = _Course(old, knows, spec, lessons, plan, preview)
     for number, start in enumerate(starts):
-        name = {"parent": "tuned", "scratch": "scratch"}[start]
-        file = folder / f"{name}.safetensors"
+        file = folder / f"{NAMES[start]}.safetensors"
+        if not file.exists() and not judge.enough:
+            begun = dataclasses.replace(record, done=number * plan.steps)
+            yield from _train(course, start, file, begun, judge)
         if file.exists():
-            models[name] = load_model(file)
-            continue
-        if enough:
-            continue
-        how = (
-            start,
-            old,
-            spec,
-            knows,
-            lessons,
-            plan,
-            file,
-            device,
-            thread_count,
-            preview,
-        )
-        begun = dataclasses.replace(record, done=number * plan.steps)
-        try:
-            model, stopped = yield from _watched(_learn(*how), name, begun, folder)
-        except CheckpointError:  # on another device the parent's opinion may differ
-            file.with_suffix(".checkpoint").unlink()
-            model, stopped = yield from _watched(_learn(*how), name, begun, folder)
-        enough |= stopped
-        if model is not None:
-            models[name] = model
-            save_model(model, file)
+            models[NAMES[start]] = load_model(file)
 
     contenders = []
     for name, model in models.items():
-        yield from _tell(Progress(total, total, f"Comparing ({name})"))
+        yield from judge.tell(Progress(total, total, f"Comparing ({name})"))
         if name not in scores:
-            scores[name], _ = yield from _scores(
-                model, lessons, total, device, thread_count
-            )
+            scores[name] = yield from judge.scores(model, lessons, total)
         contenders.append(
             Contender(
                 name=name,
                 model=model.spec.key,
                 scores=scores[name],
-                merit=_merit(scores[name], trusted=lessons.trusted),
+                merit=merit(scores[name], trusted=lessons.trusted),
                 file=None if name == "parent" else f"{name}.safetensors",
             )
         )
     if not contenders:
         raise Cancelled("Stopped before anything was learnt.")
-    outcome = _propose(contenders, trusted=lessons.trusted)
+    outcome = propose(contenders, trusted=lessons.trusted)
     dataclasses.replace(record, done=total, outcome=outcome).write(folder)
     return outcome
-
-
-def _tell(progress: Progress) -> Generator[Progress, None, bool]:
-    """Yield a progress, and return whether `Enough` was thrown in."""
-    try:
-        yield progress
-    except Enough:
-        return True
-    return False
-
-
-def _watched(
-    steps: Steps[Model], name: str, begun: Record, folder: Path
-) -> Generator[Progress, None, tuple[Model | None, bool]]:
-    """Train a contender as a part of the round, and keep down how far it is.
-
-    Returns the model, if there is one, and whether `Enough` was thrown in.
-    """
-    told, enough = time.monotonic(), False
-    try:
-        progress = next(steps)
-        while True:
-            done = begun.done + progress.done
-            if time.monotonic() - told > RECORD_SECONDS:
-                dataclasses.replace(begun, done=done).write(folder)
-                told = time.monotonic()
-            said = f"{progress.message} ({name})"
-            if (yield from _tell(Progress(done, begun.total, said, progress.values))):
-                enough = True
-                progress = steps.throw(Enough())
-            else:
-                progress = next(steps)
-    except StopIteration as end:
-        return end.value, enough
-    except Enough:  # it had not begun
-        return None, True
-    finally:
-        steps.close()
-
-
-def _through(
-    steps: Steps[R], total: int = 0
-) -> Generator[Progress, None, tuple[R, bool]]:
-    """Go through steps that cannot end early.
-
-    Returns their result, and whether `Enough` was thrown in.
-    """
-    enough = False
-    while True:
-        try:
-            progress = next(steps)
-        except StopIteration as end:
-            return end.value, enough
-        enough |= yield from _tell(Progress(total, total, progress.message))
 
 
 def accept(folder: Path, name: str, library: Library) -> Entry:
@@ -305,119 +209,90 @@ def _clear(folder: Path) -> None:
         left_over.unlink(missing_ok=True)
 
 
-# --- learning and judging -------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------
 
 
-def _learn(
-    start: str,
-    old: Model | None,
-    spec: ModelSpec,
-    knows: bool,
-    lessons: Lessons,
-    plan: TrainingSettings,
-    file: Path,
-    device: str,
-    thread_count: int | None,
-    preview: Path | None,
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """What every contender of a round is trained by."""
+
+    old: Model | None
+    knows: bool
+    spec: ModelSpec
+    lessons: Lessons
+    plan: TrainingSettings
+    preview: Path | None
+
+    def steps(self, start: str, checkpoint: Path, judge: Judge) -> Steps[Model]:
+        """Train one contender."""
+
+        def show(model: Model) -> None:
+            if self.preview is not None:
+                save_model(model, self.preview)
+
+        options: dict[str, Any] = {
+            "device": judge.device,
+            "thread_count": judge.thread_count,
+            "checkpoint": checkpoint,
+            "preview": show,
+        }
+        pairs = self.lessons.learn, self.lessons.validation
+        if start == "parent" and self.old is not None:
+            return tuning_steps(
+                self.old, self.spec, *pairs, self.plan, known=self.knows, **options
+            )
+        plan = dataclasses.replace(self.plan, freeze="nothing")
+        return train(self.spec, *pairs, plan, **options)
+
+
+def _train(
+    course: _Course, start: str, file: Path, begun: Record, judge: Judge
+) -> Steps[None]:
+    """Train a contender as a part of the round, and keep it in its file."""
+    checkpoint = file.with_suffix(".checkpoint")
+
+    def watched() -> Steps[Model]:
+        steps = course.steps(start, checkpoint, judge)
+        return _watched(steps, NAMES[start], begun, file.parent, judge)
+
+    try:
+        try:
+            model = yield from watched()
+        except CheckpointError:  # on another device the parent's opinion may differ
+            checkpoint.unlink()
+            model = yield from watched()
+    except Enough:  # it had not begun
+        return
+    save_model(model, file)
+
+
+def _watched(
+    steps: Steps[Model], name: str, begun: Record, folder: Path, judge: Judge
 ) -> Steps[Model]:
-    """Train one contender."""
+    """Train, and keep down how far the round is.
 
-    def show(model: Model) -> None:
-        if preview is not None:
-            save_model(model, preview)
-
-    options: dict[str, Any] = {
-        "device": device,
-        "thread_count": thread_count,
-        "checkpoint": file.with_suffix(".checkpoint"),
-        "preview": show,
-    }
-    pairs = lessons.learn, lessons.validation
-    if start == "parent" and old is not None:
-        return (
-            yield from tuning_steps(old, spec, *pairs, plan, known=knows, **options)
-        )
-    plan = dataclasses.replace(plan, freeze="nothing")
-    return (yield from train(spec, *pairs, plan, **options))
-
-
-def _scores(
-    model: Model, lessons: Lessons, total: int, device: str, thread_count: int | None
-) -> Steps[tuple[Scores, bool]]:
-    """Score a model where nothing was learnt, and on all that was corrected.
-
-    Returns the scores, and whether `Enough` was thrown in meanwhile.
+    Raises
+    ------
+    Enough
+        If it comes before there is a model.
     """
-    found: Scores = {"validation": {}, "corrections": {}}
-    enough = False
-    if model.spec.output != lessons.output:  # it says something else
-        return found, enough
-    for part, pairs in (
-        ("validation", lessons.validation),
-        ("corrections", lessons.everything),
-    ):
-        if pairs:
-            steps = validation_steps(model, pairs, device=device, threads=thread_count)
-            found[part], stopped = yield from _through(steps, total)
-            enough |= stopped
-    return found, enough
-
-
-def _knows(
-    old: Model,
-    lessons: Lessons,
-    scores: Scores,
-    device: str,
-    thread_count: int | None,
-) -> Steps[tuple[bool, bool]]:
-    """Return whether a model does so well that starting from scratch is in vain.
-
-    And whether `Enough` was thrown in meanwhile.
-    """
-    found, stopped = scores["corrections"], False
-    if lessons.accepted and old.spec.output == lessons.output:
-        steps = validation_steps(
-            old, lessons.accepted, device=device, threads=thread_count
-        )
-        found, stopped = yield from _through(steps)
-    return found.get("dice", 0.0) >= KNOWN, stopped
-
-
-def _merit(scores: Scores, *, trusted: bool) -> float:
-    """Return the number that models are ranked by.
-
-    Where little is held out, that is the Dice, which wavers less than counts of
-    objects; without anything held out, what was corrected has to do.
-    """
-    found = scores["validation"] or scores["corrections"]
-    if not found:
-        return 0.0
-    return merit_of(found) if trusted else found["dice"]
-
-
-def _propose(contenders: Sequence[Contender], *, trusted: bool) -> Round:
-    ranks = {c.name: c.merit for c in contenders}
-    if not trusted and "tuned" in ranks and "scratch" in ranks:
-        ranks["scratch"] -= MARGIN
-    best = max(contenders, key=lambda c: ranks[c.name])  # of equals, the first
-    if best.name == "parent":
-        reason = (
-            f"Nothing beats {best.model} ({best.merit:.3f}): keep it. Correct more, or "
-            "train thoroughly."
-        )
-    else:
-        others = [c for c in contenders if c is not best]
-        told = ", ".join(f"{c.name} {c.merit:.3f}" for c in others)
-        reason = f"{best.name} is best with {best.merit:.3f}"
-        reason += f" ({told})." if told else "."
-    if not trusted:
-        reason += (
-            " Too little is held out for a meaningful number: look at what would "
-            "change, and add more images."
-        )
-    return Round(
-        contenders=tuple(contenders),
-        proposed=best.name,
-        reason=reason,
-        trusted=trusted,
-    )
+    told, passed_on = time.monotonic(), False
+    try:
+        progress = next(steps)
+        while True:
+            done = begun.done + progress.done
+            if time.monotonic() - told > RECORD_SECONDS:
+                dataclasses.replace(begun, done=done).write(folder)
+                told = time.monotonic()
+            said = f"{progress.message} ({name})"
+            yield from judge.tell(Progress(done, begun.total, said, progress.values))
+            if judge.enough and not passed_on:
+                passed_on = True
+                progress = steps.throw(Enough())
+            else:
+                progress = next(steps)
+    except StopIteration as end:
+        model: Model = end.value
+        return model
+    finally:
+        steps.close()

@@ -16,7 +16,8 @@ from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
-from napari_attunet.training import rounds
+from napari_attunet.training import judging, rounds
+from napari_attunet.training.judging import merit, propose
 from napari_attunet.training.lessons import anchored, read_lessons
 from napari_attunet.training.record import Contender, claimed, read_record, unfinished
 from napari_attunet.training.rounds import accept, run_round
@@ -197,7 +198,7 @@ def test_bright_field_that_no_parent_knows_is_light_that_passed(
 
 
 def test_what_a_parent_knows_it_sees_as_before(parent, tmp_path, monkeypatch):
-    monkeypatch.setattr(rounds, "KNOWN", 0.0)
+    monkeypatch.setattr(judging, "KNOWN", 0.0)
     image, labels = synthetic_nuclei((256, 256), seed=0)
     found = TrainingSet(tmp_path / "set")
     found.add(correction(np.uint8(230 - 200 * (image / image.max())), labels))
@@ -266,9 +267,9 @@ def test_nothing_worse_is_proposed(dices, trusted, proposed):
     contenders = []
     for name, dice in dices.items():
         scores, one = contender(name, dice)
-        merit = rounds._merit(scores, trusted=trusted)
-        contenders.append(dataclasses.replace(one, merit=merit))
-    outcome = rounds._propose(contenders, trusted=trusted)
+        worth = merit(scores, trusted=trusted)
+        contenders.append(dataclasses.replace(one, merit=worth))
+    outcome = propose(contenders, trusted=trusted)
     assert outcome.proposed == proposed
     assert ("keep it" in outcome.reason) == (proposed == "parent")
     assert ("Too little" in outcome.reason) != trusted
