@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from napari_attunet import devices
 from napari_attunet.cli import train
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import DataError, ModelError
@@ -387,6 +388,22 @@ def test_options_are_the_settings_of_the_round(
     code, _, errors = call(*arguments, "--settings", '{"stepz": 1}')
     assert code == 1
     assert "stepz" in errors
+
+
+def test_a_round_that_a_viewer_watches_leaves_it_a_core(
+    call: Call,
+    tmp_path: Path,
+    corrections: TrainingSet,
+    rounds: Callable[[str], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = rounds("tuned")
+    monkeypatch.setattr(train, "Supervisor", lambda: None)
+    monkeypatch.setattr(devices, "default_threads", lambda spare=0: 8 - spare)
+    arguments = ("train", "--set", corrections.folder, "--round", tmp_path / "r")
+    for options in ((), ("--supervised",), ("--supervised", "--threads", 5)):
+        assert call(*arguments, *options)[0] == 0
+    assert [c["thread_count"] for c in calls] == [None, 7, 5]
 
 
 @pytest.mark.slow
