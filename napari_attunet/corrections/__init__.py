@@ -8,7 +8,7 @@ held out for validation that never changes.
 from napari_attunet.corrections.correction import Correction, Count
 from napari_attunet.corrections.folder import TrainingSet, default_folder
 from napari_attunet.corrections.sample import Sample
-from napari_attunet.corrections.split import GUARD
+from napari_attunet.corrections.split import GUARD, frame_axes
 from napari_attunet.corrections.truth import (
     BACKGROUND_BRUSH,
     CHANGED_WEIGHT,
@@ -18,6 +18,7 @@ from napari_attunet.corrections.truth import (
     Output,
     Truth,
     background_brush,
+    grow,
     kind_of,
     truth,
 )
@@ -37,6 +38,8 @@ __all__ = [
     "Truth",
     "background_brush",
     "default_folder",
+    "frame_axes",
+    "grow",
     "kind_of",
     "truth",
 ]

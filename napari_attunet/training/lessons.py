@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_attunet.corrections import Sample, TrainingSet
+from napari_attunet.corrections import (
+    CHANGED_WEIGHT,
+    Correction,
+    Sample,
+    TrainingSet,
+    Truth,
+    frame_axes,
+    grow,
+)
 from napari_attunet.errors import DataError
 from napari_attunet.model import Model
 from napari_attunet.progress import Progress, Steps
@@ -29,6 +37,10 @@ MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
 #: there is background, of which painted objects bring hardly any, and what else there
 #: is. And how probable it must have found that.
 ANCHOR_BACKGROUND, ANCHOR, SURE = 0.3, 0.1, 0.9
+
+#: Pixels around a painted object that are background too where the parent says so: the
+#: ring that is certain is thinner than what a network mistakes for the edge.
+REACH = 9
 
 #: How far up from the darkest to the brightest the middle of a bright-field image lies
 #: at least, and by how many pixels that is judged.
@@ -53,6 +65,8 @@ class Lessons:
     unknown : list of array of bool
         For each pair to learn from, where nobody has said anything; never what is
         held out.
+    near : list of array of bool
+        For each pair to learn from, where it is near to painted objects.
     output : {"objects", "classes"}
     ndim : int
         Spatial dimensions of the network.
@@ -64,6 +78,7 @@ class Lessons:
 
     learn: list[Pair]
     unknown: list[npt.NDArray[np.bool_]]
+    near: list[npt.NDArray[np.bool_]]
     validation: list[Pair]
     everything: list[Pair]
     accepted: list[Pair]
@@ -84,6 +99,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
     ndim = _the_one(samples, "ndim", "are for networks of dimensions", None)
     learn: list[Pair] = []
     unknown: list[npt.NDArray[np.bool_]] = []
+    near: list[npt.NDArray[np.bool_]] = []
     validation: list[Pair] = []
     everything: list[Pair] = []
     accepted: list[Pair] = []
@@ -116,6 +132,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
                 pairs.append(pair(weight))
                 if pairs is learn:
                     unknown.append(~known & free)
+                    near.append(_surroundings(correction, truth, sample))
         if correction.extent == "painted" and correction.prediction is not None:
             labels = np.asarray(correction.labels, np.int32)
             brush = correction.background
@@ -132,6 +149,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
     return Lessons(
         learn,
         unknown,
+        near,
         validation,
         everything,
         accepted,
@@ -227,11 +245,15 @@ def anchored(
     """Let what the parent said count a little where nobody has said anything.
 
     It is no truth; but where few objects were painted, what was known of the others
-    would be forgotten. Objects that the user knows better are left out.
+    would be forgotten. Objects that the user knows better are left out. Around those
+    that were painted it has less to say: what it takes for background there weighs as
+    the outline does.
     """
     segmenter = Segmenter(old, device=device, threads=thread_count)
     found = []
-    for pair, unknown in zip(lessons.learn, lessons.unknown, strict=True):
+    for pair, unknown, near in zip(
+        lessons.learn, lessons.unknown, lessons.near, strict=True
+    ):
         if pair.weight is None or not unknown.any():
             found.append(pair)
             continue
@@ -243,19 +265,29 @@ def anchored(
         except StopIteration as end:
             said, probabilities = end.value.labels, end.value.probabilities
         known = pair.weight > 0
+        near = near & unknown & (said == 0)
         unknown = unknown & (_probability(said, probabilities, old.spec.output) > SURE)
         if old.spec.output == "objects":
             better = np.unique(said[known])
             unknown = unknown & ~np.isin(said, better[better > 0])
             said = np.where(said > 0, said + pair.labels.max(), 0)
         trust = np.where(said > 0, np.float32(ANCHOR), np.float32(ANCHOR_BACKGROUND))
-        found.append(
-            dataclasses.replace(
-                pair,
-                labels=np.where(unknown, said, pair.labels).astype(np.int32),
-                weight=np.where(unknown, trust, pair.weight),
-            )
-        )
+        weight = np.where(unknown, trust, pair.weight)
+        weight[near] = CHANGED_WEIGHT
+        labels = np.where(unknown | near, said, pair.labels).astype(np.int32)
+        found.append(dataclasses.replace(pair, labels=labels, weight=weight))
+    return found
+
+
+def _surroundings(
+    correction: Correction, truth: Truth, sample: Sample
+) -> npt.NDArray[np.bool_]:
+    """Return where it is near to painted objects, and nothing else is labelled."""
+    if (correction.extent, correction.output) != ("painted", "objects"):
+        return np.zeros(sample.shape, bool)
+    painted = (truth.labels > 0) & (truth.weight > 0)
+    axes = frame_axes(sample.label_axes, sample.ndim)
+    found: npt.NDArray[np.bool_] = grow(painted, REACH, axes) & (truth.labels == 0)
     return found
 
 

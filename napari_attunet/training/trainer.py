@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 #: Raised when the same settings no longer give the same training: other crops, another
 #: loss. What was interrupted before then is not gone on with.
-RECIPE = 2
+RECIPE = 3
 
 #: At most so much work is lost if the machine stops.
 CHECKPOINT_SECONDS = 15.0

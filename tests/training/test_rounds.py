@@ -8,17 +8,19 @@ import sys
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
-from napari_attunet.corrections import Correction, TrainingSet
+from napari_attunet.corrections import CHANGED_WEIGHT, Correction, TrainingSet
 from napari_attunet.errors import Cancelled, DataError, ModelError, TrainingError
 from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, drain
 from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training import judging, rounds
 from napari_attunet.training.judging import merit, propose
-from napari_attunet.training.lessons import anchored, read_lessons
+from napari_attunet.training.lessons import REACH, anchored, read_lessons
 from napari_attunet.training.record import Contender, claimed, read_record, unfinished
 from napari_attunet.training.rounds import accept, run_round
 from napari_attunet.training.settings import RoundSettings
@@ -377,10 +379,35 @@ def test_what_the_parent_is_sure_of_counts_a_little(sparse):
         set(np.unique(after.weight[~known & there]))
         for there in (after.labels == 0, after.labels > 0)
     )
-    assert background == {0, np.float32(0.3)}
+    assert background == {0, np.float32(0.3), CHANGED_WEIGHT}
     assert objects == {np.float32(0.1)}
     assert (after.weight[unknown] > 0).any()
     assert not (after.weight[~unknown & ~known] > 0).any()
+
+
+def test_around_painted_objects_background_weighs_as_their_outline_does(sparse):
+    lessons = read_lessons(sparse, SETTINGS)
+    (before,), (near,) = lessons.learn, lessons.near
+    model = load_model("nuclei-fluorescence")
+    (after,) = drain(anchored(lessons, model, "cpu", None))
+    outline = (after.weight == CHANGED_WEIGHT) & (before.weight == 0)
+    assert outline.any()
+    assert not (outline & ~(near & lessons.unknown[0])).any()
+    assert not after.labels[outline].any()
+    said = Segmenter(model).segment(before.image).labels
+    assert not said[outline].any()  # it may be another object that nobody painted
+    painted = (before.labels > 0) & (before.weight > 0)
+    assert ndimage.distance_transform_cdt(~painted)[outline].max() == REACH
+
+
+@pytest.mark.parametrize("extent", ["whole", "regions"])
+def test_where_all_is_checked_nothing_more_is_said_around_objects(tmp_path, extent):
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    found = TrainingSet(tmp_path / "set")
+    regions = labels * 0
+    regions[:128] = 1
+    found.add(correction(image, labels, extent=extent, regions=regions))
+    assert not any(near.any() for near in read_lessons(found, SETTINGS).near)
 
 
 def test_what_is_held_out_is_no_anchor_either(training_set, parent):
