@@ -45,7 +45,6 @@ CHANGED_WEIGHT = 3.0
 #: Pixels around a change, along each axis, that weigh as much: edges are learned there.
 SURROUNDINGS = 5
 #: Pixels around a painted object that are background: a painted outline is a statement.
-#: They weigh as a change does, since of few objects it is what there is to learn.
 RING = 3
 #: Up to so many values with one piece each may as well be classes as objects.
 FEW_VALUES = 3
@@ -66,8 +65,7 @@ class Truth:
         Objects or classes; 0 is background, also where it was said with a brush.
     weight : array of float32
         0 where nothing is known, 1 where the label is true, `CHANGED_WEIGHT` where the
-        user changed what a model had said and, where only what was painted counts, just
-        outside of painted objects.
+        user changed what a model had said.
     changed : array of bool
         Where labels and prediction differ, whether it counts or not; False everywhere
         without a prediction.
@@ -134,7 +132,7 @@ def truth(
         brushed = said & (labels == 0)
         weight[touched | brushed] = 1
         if output == "objects":
-            weight[grow(touched, RING, frame_axes) & ~said] = CHANGED_WEIGHT
+            weight[grow(touched, RING, frame_axes) & ~said] = 1
         weight[changed] = CHANGED_WEIGHT
     else:
         weight[...] = 1

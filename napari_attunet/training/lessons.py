@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_attunet.corrections import (
-    CHANGED_WEIGHT,
     Correction,
     Sample,
     TrainingSet,
@@ -39,8 +38,10 @@ MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
 ANCHOR_BACKGROUND, ANCHOR, SURE = 0.3, 0.1, 0.9
 
 #: Pixels around a painted object that are background too where the parent says so: the
-#: ring that is certain is thinner than what a network mistakes for the edge.
-REACH = 9
+#: ring that is certain is thinner than what a network mistakes for the edge. Together
+#: they weigh so many times what painted objects do, about as in a whole image, but each
+#: pixel within limits: of few objects it is where they end that has to be learned.
+REACH, AROUND, LIMITS = 9, 2.5, (1.0, 6.0)
 
 #: How far up from the darkest to the brightest the middle of a bright-field image lies
 #: at least, and by how many pixels that is judged.
@@ -246,8 +247,7 @@ def anchored(
 
     It is no truth; but where few objects were painted, what was known of the others
     would be forgotten. Objects that the user knows better are left out. Around those
-    that were painted it has less to say: what it takes for background there weighs as
-    the outline does.
+    that were painted, what it takes for background counts in full.
     """
     segmenter = Segmenter(old, device=device, threads=thread_count)
     found = []
@@ -265,7 +265,9 @@ def anchored(
         except StopIteration as end:
             said, probabilities = end.value.labels, end.value.probabilities
         known = pair.weight > 0
-        near = near & unknown & (said == 0)
+        near = near & (known | (unknown & (said == 0)))
+        inside = int(np.count_nonzero(known & (pair.labels > 0)))
+        around = AROUND * inside / max(1, int(np.count_nonzero(near)))
         unknown = unknown & (_probability(said, probabilities, old.spec.output) > SURE)
         if old.spec.output == "objects":
             better = np.unique(said[known])
@@ -273,8 +275,8 @@ def anchored(
             said = np.where(said > 0, said + pair.labels.max(), 0)
         trust = np.where(said > 0, np.float32(ANCHOR), np.float32(ANCHOR_BACKGROUND))
         weight = np.where(unknown, trust, pair.weight)
-        weight[near] = CHANGED_WEIGHT
-        labels = np.where(unknown | near, said, pair.labels).astype(np.int32)
+        weight[near] = np.maximum(weight[near], np.float32(np.clip(around, *LIMITS)))
+        labels = np.where(unknown, said, pair.labels).astype(np.int32)
         found.append(dataclasses.replace(pair, labels=labels, weight=weight))
     return found
 

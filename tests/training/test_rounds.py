@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from napari_attunet.corrections import CHANGED_WEIGHT, Correction, TrainingSet
+from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import Cancelled, DataError, ModelError, TrainingError
 from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
@@ -20,7 +20,13 @@ from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training import judging, rounds
 from napari_attunet.training.judging import merit, propose
-from napari_attunet.training.lessons import REACH, anchored, read_lessons
+from napari_attunet.training.lessons import (
+    AROUND,
+    LIMITS,
+    REACH,
+    anchored,
+    read_lessons,
+)
 from napari_attunet.training.record import Contender, claimed, read_record, unfinished
 from napari_attunet.training.rounds import accept, run_round
 from napari_attunet.training.settings import RoundSettings
@@ -369,35 +375,39 @@ def test_strokes_on_mistakes_do_not_tell_that_a_parent_knows_nothing(
 
 def test_what_the_parent_is_sure_of_counts_a_little(sparse):
     lessons = read_lessons(sparse, SETTINGS)
-    (before,), (unknown,) = lessons.learn, lessons.unknown
+    (before,), (unknown,), (near,) = lessons.learn, lessons.unknown, lessons.near
     model = load_model("nuclei-fluorescence")
     (after,) = drain(anchored(lessons, model, "cpu", None))
     known = before.weight > 0
     np.testing.assert_array_equal(after.labels[known], before.labels[known])
-    np.testing.assert_array_equal(after.weight[known], before.weight[known])
+    np.testing.assert_array_equal(
+        after.weight[known & ~near], before.weight[known & ~near]
+    )
     background, objects = (
-        set(np.unique(after.weight[~known & there]))
+        set(np.unique(after.weight[~known & ~near & there]))
         for there in (after.labels == 0, after.labels > 0)
     )
-    assert background == {0, np.float32(0.3), CHANGED_WEIGHT}
+    assert background == {0, np.float32(0.3)}
     assert objects == {np.float32(0.1)}
     assert (after.weight[unknown] > 0).any()
     assert not (after.weight[~unknown & ~known] > 0).any()
 
 
-def test_around_painted_objects_background_weighs_as_their_outline_does(sparse):
+def test_painted_objects_weigh_as_in_a_whole_image_against_what_is_around(sparse):
     lessons = read_lessons(sparse, SETTINGS)
-    (before,), (near,) = lessons.learn, lessons.near
+    (before,), (near,), (unknown,) = lessons.learn, lessons.near, lessons.unknown
     model = load_model("nuclei-fluorescence")
     (after,) = drain(anchored(lessons, model, "cpu", None))
-    outline = (after.weight == CHANGED_WEIGHT) & (before.weight == 0)
-    assert outline.any()
-    assert not (outline & ~(near & lessons.unknown[0])).any()
-    assert not after.labels[outline].any()
+    known, painted = before.weight > 0, (before.weight > 0) & (before.labels > 0)
     said = Segmenter(model).segment(before.image).labels
-    assert not said[outline].any()  # it may be another object that nobody painted
-    painted = (before.labels > 0) & (before.weight > 0)
-    assert ndimage.distance_transform_cdt(~painted)[outline].max() == REACH
+    # What the parent saw there may be another object that nobody painted.
+    around = near & (known | (unknown & (said == 0)))
+    assert not after.labels[around].any()
+    assert ndimage.distance_transform_cdt(~painted)[around].max() == REACH
+    low, high = LIMITS
+    assert low < after.weight[around].min() <= after.weight[around].max() < high
+    weighed = after.weight[around].sum() / np.count_nonzero(painted)
+    assert weighed == pytest.approx(AROUND, rel=1e-4)
 
 
 @pytest.mark.parametrize("extent", ["whole", "regions"])
