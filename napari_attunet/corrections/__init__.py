@@ -8,7 +8,7 @@ held out for validation that never changes.
 from napari_attunet.corrections.correction import Correction, Count
 from napari_attunet.corrections.folder import TrainingSet, default_folder
 from napari_attunet.corrections.sample import Sample
-from napari_attunet.corrections.split import GUARD, frame_axes
+from napari_attunet.corrections.split import FEW_PIXELS, GUARD, frame_axes
 from napari_attunet.corrections.truth import (
     BACKGROUND_BRUSH,
     CHANGED_WEIGHT,
@@ -26,6 +26,7 @@ from napari_attunet.corrections.truth import (
 __all__ = [
     "BACKGROUND_BRUSH",
     "CHANGED_WEIGHT",
+    "FEW_PIXELS",
     "GUARD",
     "RING",
     "SURROUNDINGS",

@@ -19,6 +19,7 @@ from napari_attunet.axes import AXES
 from napari_attunet.corrections.truth import grow
 
 __all__ = [
+    "FEW_PIXELS",
     "GUARD",
     "Split",
     "Validation",

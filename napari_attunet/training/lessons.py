@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_attunet.corrections import (
+    FEW_PIXELS,
     Correction,
     Sample,
     TrainingSet,
@@ -75,6 +76,8 @@ class Lessons:
         So many numbers the labels of classes need, background included.
     trusted : bool
         Whether enough is held out for a meaningful number.
+    few : bool
+        Whether there is only little to learn from.
     """
 
     learn: list[Pair]
@@ -87,6 +90,7 @@ class Lessons:
     ndim: int
     classes: int
     trusted: bool
+    few: bool
 
 
 def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
@@ -104,7 +108,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
     validation: list[Pair] = []
     everything: list[Pair] = []
     accepted: list[Pair] = []
-    top = held_pixels = held_objects = 0
+    top = held_pixels = held_objects = learnt_pixels = 0
     for sample in samples:
         correction = training_set.read(sample)
         truth = correction.truth()
@@ -124,6 +128,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
         held_pixels += int(np.count_nonzero(known & held))
         held_objects += int(np.count_nonzero(np.unique(truth.labels[known & held])))
         free = sample.training_mask()
+        learnt_pixels += int(np.count_nonzero(known & free))
         for pairs, weight in (
             (learn, truth.weight * free),
             (validation, known & held),
@@ -160,6 +165,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
         held_pixels >= MEANINGFUL_PIXELS
         if output == "classes"
         else held_objects >= MEANINGFUL_OBJECTS,
+        learnt_pixels < FEW_PIXELS,
     )
 
 

@@ -39,7 +39,7 @@ from napari_attunet.training.record import (
 from napari_attunet.training.samples import data_hash
 from napari_attunet.training.settings import RoundSettings, TrainingSettings
 from napari_attunet.training.trainer import RECIPE, train
-from napari_attunet.training.tuning import tuning_steps
+from napari_attunet.training.tuning import SHARE, SHARE_OF_FEW, tuning_steps
 
 __all__ = ["accept", "run_round"]
 
@@ -238,8 +238,14 @@ class _Course:
         }
         pairs = self.lessons.learn, self.lessons.validation
         if start == "parent" and self.old is not None:
+            share = SHARE_OF_FEW if self.lessons.few else SHARE
             return tuning_steps(
-                self.old, self.spec, *pairs, self.plan, known=self.knows, **options
+                self.old,
+                self.spec,
+                *pairs,
+                self.plan,
+                share=share if self.knows else 1.0,  # nothing to keep
+                **options,
             )
         plan = dataclasses.replace(self.plan, freeze="nothing")
         return train(self.spec, *pairs, plan, **options)

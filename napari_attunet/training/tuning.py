@@ -18,10 +18,11 @@ from napari_attunet.training.transfer import adapted_spec, best_adapted, blend
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["fine_tune", "tuning_steps"]
+__all__ = ["SHARE", "SHARE_OF_FEW", "fine_tune", "tuning_steps"]
 
-#: How far a model that knows such images goes from its start to where training led it.
-SHARE = 0.75
+#: How far a model that knows such images goes from its start to where training led it;
+#: and where so few pixels are known that it would learn them by heart.
+SHARE, SHARE_OF_FEW = 0.75, 0.4
 
 
 def fine_tune(
@@ -71,7 +72,7 @@ def fine_tune(
         version=model.spec.version + 1,
     )
     plan = RoundSettings(steps=steps, seed=seed).training(spec.network.ndim)
-    return drain(tuning_steps(model, spec, data, [], plan, device=device))
+    return drain(tuning_steps(model, spec, data, [], plan, share=SHARE, device=device))
 
 
 def tuning_steps(
@@ -81,7 +82,7 @@ def tuning_steps(
     validation: Sequence[Pair],
     settings: TrainingSettings,
     *,
-    known: bool = True,
+    share: float,
     device: str = "auto",
     thread_count: int | None = None,
     checkpoint: Path | None = None,
@@ -89,13 +90,13 @@ def tuning_steps(
 ) -> Steps[Model]:
     """Fine-tune step by step; parameters as in `best_adapted` and `train`.
 
-    Where the model does not know such images (``known``), none of it is kept.
+    The result lies that ``share`` of the way from the model to where training led it.
     """
     yield Progress(0, settings.steps, "Preparing")
     start = best_adapted(model, spec, pairs, settings)
     # Nor are classes that begin at random anything to keep some of.
     same = (spec.output, spec.n_classes) == (model.spec.output, model.spec.n_classes)
-    share = SHARE if known and same else 1.0
+    share = share if same else 1.0
 
     def show(trained: Model) -> None:
         if preview is not None:

@@ -30,6 +30,7 @@ from napari_attunet.training.lessons import (
 from napari_attunet.training.record import Contender, claimed, read_record, unfinished
 from napari_attunet.training.rounds import accept, run_round
 from napari_attunet.training.settings import RoundSettings
+from napari_attunet.training.tuning import SHARE, SHARE_OF_FEW
 
 SETTINGS = RoundSettings(steps=4)
 NETWORK = NetworkSpec(features=(4, 8), out_channels=3)
@@ -391,6 +392,34 @@ def test_what_the_parent_is_sure_of_counts_a_little(sparse):
     assert objects == {np.float32(0.1)}
     assert (after.weight[unknown] > 0).any()
     assert not (after.weight[~unknown & ~known] > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("learnt", "model", "share"),
+    [
+        ("sparse", "nuclei-fluorescence", SHARE_OF_FEW),
+        ("training_set", "nuclei-fluorescence", SHARE),
+        ("training_set", "parent", 1.0),  # it knows nothing
+    ],
+)
+def test_the_less_is_known_the_more_is_kept(
+    tmp_path, monkeypatch, request, learnt, model, share
+):
+    asked = []
+
+    def spy(*args, share, **options):
+        asked.append(share)
+        raise DataError("seen enough")
+        yield
+
+    monkeypatch.setattr(rounds, "tuning_steps", spy)
+    start = request.getfixturevalue(model) if model == "parent" else model
+    steps = run_round(
+        request.getfixturevalue(learnt), start, SETTINGS, tmp_path / "round"
+    )
+    with pytest.raises(DataError, match="seen enough"):
+        drain(steps)
+    assert asked == [share]
 
 
 def test_painted_objects_weigh_as_in_a_whole_image_against_what_is_around(sparse):

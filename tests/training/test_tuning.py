@@ -1,5 +1,7 @@
 """A model is fine-tuned in one call."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.training.transfer import blend
-from napari_attunet.training.tuning import SHARE, tuning_steps
+from napari_attunet.training.tuning import tuning_steps
 from napari_attunet.training.validation import validate
 
 NETWORK = NetworkSpec(features=(8, 16, 32), out_channels=3)
@@ -32,8 +34,8 @@ def test_it_learns_from_image_and_labels(monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in MODEL.network.state_dict().items())
 
 
-@pytest.mark.parametrize(("known", "share"), [(True, SHARE), (False, 1.0)])
-def test_something_is_kept_of_a_model_that_knows_such_images(monkeypatch, known, share):
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_a_share_of_the_way_is_gone(monkeypatch, share):
     asked = []
 
     def spy(start, end, share):
@@ -43,8 +45,13 @@ def test_something_is_kept_of_a_model_that_knows_such_images(monkeypatch, known,
     monkeypatch.setattr("napari_attunet.training.tuning.blend", spy)
     pair = Pair(*synthetic_nuclei((96, 96), seed=0))
     plan = RoundSettings(steps=1).training(2)
-    drain(tuning_steps(MODEL, MODEL.spec, [pair], [], plan, known=known))
+    drain(tuning_steps(MODEL, MODEL.spec, [pair], [], plan, share=share))
     assert set(asked) == {share}
+    asked.clear()
+    network = dataclasses.replace(MODEL.spec.network, out_channels=4)
+    more = dataclasses.replace(MODEL.spec, network=network, classes=())
+    drain(tuning_steps(MODEL, more, [pair], [], plan, share=share))
+    assert set(asked) == {1.0}  # the new class begins at random
 
 
 def test_shapes_that_dont_fit_are_told():
