@@ -47,7 +47,7 @@ RECIPE = 3
 CHECKPOINT_SECONDS = 15.0
 
 #: How often whoever watches is shown the weights as they are.
-PREVIEW_SECONDS = 3.0
+PREVIEW_SECONDS = 2.0
 
 #: Gradients are clipped to this norm: a rare crop must not throw the weights away.
 GRADIENT_NORM = 5.0
