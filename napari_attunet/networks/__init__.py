@@ -1,6 +1,23 @@
 """Networks: from a `NetworkSpec` to a module that says what it attended to."""
 
+from napari_attunet.networks.blocks import BlockAttention, look
 from napari_attunet.networks.gates import Gate, Gated
-from napari_attunet.networks.unet import Attention, AttentionUNet, Explained
+from napari_attunet.networks.unet import (
+    AttentionUNet,
+    Edits,
+    Encoded,
+    Explained,
+    Mechanism,
+)
 
-__all__ = ["Attention", "AttentionUNet", "Explained", "Gate", "Gated"]
+__all__ = [
+    "AttentionUNet",
+    "BlockAttention",
+    "Edits",
+    "Encoded",
+    "Explained",
+    "Gate",
+    "Gated",
+    "Mechanism",
+    "look",
+]

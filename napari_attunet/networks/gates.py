@@ -19,17 +19,26 @@ interpolated linearly back up to the skip.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_attunet.architecture import GateSpec
 from napari_attunet.errors import ModelError
 from napari_attunet.networks.layers import LAYERS, activation, conv, norm
-from napari_attunet.spec import GateSpec
 
-__all__ = ["AdditiveGate", "Gate", "Gated", "MultiplicativeGate", "Ports"]
+__all__ = [
+    "AdditiveGate",
+    "Gate",
+    "Gated",
+    "GridGate",
+    "MultiGate",
+    "MultiplicativeGate",
+    "Ports",
+]
 
 #: α at the start of training is about sigmoid(2) = 0.88: a gate that begins shut
 #: starves the skip it guards (Oktay et al. initialise theirs to pass everything).
@@ -42,7 +51,8 @@ class Gated(NamedTuple):
     Attributes
     ----------
     features : Tensor, (N, C, *spatial of the skip)
-    alpha : Tensor, (N, 1, *spatial of the gate's own grid), in [0, 1]
+    alpha : Tensor, (N, G, *spatial of the gate's own grid), in [0, 1]
+        One channel for each of G gates on the same skip.
     """
 
     features: Tensor
@@ -58,7 +68,7 @@ class Ports(NamedTuple):
     skip, signal, inner : int
         Channels of x, of g, and in between.
     stride : tuple of int
-        Skip pixels in one pixel of the signal's grid, for each axis; ones where the
+        Skip pixels in one cell of the gate's own grid, for each axis; ones where the
         signal is fine.
     """
 
@@ -97,21 +107,42 @@ class Gate(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def forward(self, skip: Tensor, signal: Tensor) -> Gated:
-        """Gate the skip.
+    def coefficients(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """Return α, (N, 1, *spatial of the gate's own grid).
 
         Parameters
         ----------
         skip : Tensor, (N, C, *spatial)
             x, from the encoder.
-        signal : Tensor, (N, C', *spatial / stride)
+        signal : Tensor, (N, C', *spatial of the signal)
             g, from the decoder.
         """
+
+    def passed(self, skip: Tensor, alpha: Tensor) -> Tensor:
+        """Return what passes with these coefficients, (N, C, *spatial)."""
+        return skip * _spread(alpha, skip)
+
+    def forward(self, skip: Tensor, signal: Tensor) -> Gated:
+        """Gate the skip; arguments as of `coefficients`."""
+        alpha = self.coefficients(skip, signal)
+        return Gated(self.passed(skip, alpha), alpha)
 
     def __call__(self, skip: Tensor, signal: Tensor) -> Gated:
         """Gate the skip; see `forward`."""
         gated: Gated = super().__call__(skip, signal)
         return gated
+
+
+def _spread(alpha: Tensor, skip: Tensor) -> Tensor:
+    """Interpolate α linearly up to the skip's grid."""
+    if alpha.shape[2:] == skip.shape[2:]:
+        return alpha
+    return _resized(alpha, skip.shape[2:])
+
+
+def _resized(x: Tensor, size: Sequence[int]) -> Tensor:
+    mode = LAYERS[x.ndim - 2].interpolation
+    return F.interpolate(x, size=tuple(size), mode=mode, align_corners=False)
 
 
 class _ProjectedGate(Gate):
@@ -132,28 +163,22 @@ class _ProjectedGate(Gate):
         # so where the others are normalised by instance or group it is left alone.
         psi_norm = spec.norm if spec.norm == "batch" else None
         self.psi = nn.Sequential(conv(ndim, inner, 1), norm(ndim, psi_norm, 1))
-        for name, parameter in self.psi[1 if psi_norm else 0].named_parameters():
-            if name == "bias":
-                nn.init.constant_(parameter, OPEN_BIAS)
-        self._interpolation = LAYERS[ndim].interpolation
+        _open(self.psi[1 if psi_norm else 0])
 
     @abstractmethod
     def combine(self, x: Tensor, g: Tensor) -> Tensor:
         """Bring the projected skip and signal together."""
 
-    def forward(self, skip: Tensor, signal: Tensor) -> Gated:
-        """Gate the skip; see `Gate.forward`."""
+    def coefficients(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """Return α; see `Gate.coefficients`."""
         joint = self.combine(self.w_x(skip), self.w_g(signal))
-        alpha = torch.sigmoid(self.psi(self.activation(joint)))
-        spread = alpha
-        if alpha.shape[2:] != skip.shape[2:]:
-            spread = F.interpolate(
-                alpha,
-                size=skip.shape[2:],
-                mode=self._interpolation,
-                align_corners=False,
-            )
-        return Gated(skip * spread, alpha)
+        return torch.sigmoid(self.psi(self.activation(joint)))
+
+
+def _open(layer: nn.Module) -> None:
+    for name, parameter in layer.named_parameters():
+        if name == "bias":
+            nn.init.constant_(parameter, OPEN_BIAS)
 
 
 class AdditiveGate(_ProjectedGate, name="additive"):
@@ -181,3 +206,72 @@ class MultiplicativeGate(_ProjectedGate, name="multiplicative"):
     def combine(self, x: Tensor, g: Tensor) -> Tensor:
         """Multiply element by element."""
         return x * g
+
+
+class GridGate(Gate, name="grid"):
+    """Grid attention gate: α = sigmoid(ψ(σ₁(θx + up(φg)))), features W(x·up(α)).
+
+    As in the code that Oktay et al. published with https://arxiv.org/abs/1804.03999
+    (github.com/ozan-oktay/Attention-Gated-Networks): θ is a strided convolution
+    without bias, whose kernel is its stride; φ a 1x1 convolution of the signal,
+    interpolated linearly to the grid of θx, as α is up to x; and W a 1x1 convolution
+    with normalisation. Costs (C_x + 1)·C_int multiplications for each pixel of θ's
+    grid, C_g·C_int for each of the signal's, and C_x² for each of the skip's.
+    """
+
+    def __init__(self, spec: GateSpec, ports: Ports) -> None:
+        super().__init__(spec, ports)
+        ndim, inner, stride = ports.ndim, ports.inner, ports.stride
+        convolution = LAYERS[ndim].conv
+        self.theta = convolution(ports.skip, inner, stride, stride, bias=False)
+        self.phi = conv(ndim, ports.signal, inner)
+        self.activation = activation(spec.activation)
+        self.psi = conv(ndim, inner, 1)
+        self.w = nn.Sequential(
+            conv(ndim, ports.skip, ports.skip), norm(ndim, spec.norm, ports.skip)
+        )
+        _open(self.psi)
+
+    def coefficients(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """Return α; see `Gate.coefficients`."""
+        x, g = self.theta(skip), self.phi(signal)
+        if g.shape[2:] != x.shape[2:]:
+            g = _resized(g, x.shape[2:])
+        return torch.sigmoid(self.psi(self.activation(x + g)))
+
+    def passed(self, skip: Tensor, alpha: Tensor) -> Tensor:
+        """Return what passes; see `Gate.passed`."""
+        passed: Tensor = self.w(super().passed(skip, alpha))
+        return passed
+
+
+class MultiGate(Gate):
+    """Several gates on one skip: what they let through is joined and combined.
+
+    By a 1x1 convolution, normalisation and ReLU, as in the published code of Oktay et
+    al. 2018, https://arxiv.org/abs/1804.03999. Costs what its gates cost, and
+    G·C_x² multiplications for each pixel of the skip.
+    """
+
+    def __init__(self, spec: GateSpec, ports: Ports) -> None:
+        super().__init__(spec, ports)
+        kind = Gate.named(spec.kind)
+        gates = [kind(spec, ports) for _ in range(spec.count)]
+        self.gates: Sequence[Gate] = nn.ModuleList(gates)  # type: ignore[assignment]
+        self.combined = nn.Sequential(
+            conv(ports.ndim, spec.count * ports.skip, ports.skip),
+            norm(ports.ndim, spec.norm, ports.skip),
+            nn.ReLU(),
+        )
+
+    def coefficients(self, skip: Tensor, signal: Tensor) -> Tensor:
+        """Return α of every gate, (N, G, *spatial of the gates' own grid)."""
+        return torch.cat([g.coefficients(skip, signal) for g in self.gates], dim=1)
+
+    def passed(self, skip: Tensor, alpha: Tensor) -> Tensor:
+        """Return what passes; see `Gate.passed`."""
+        parts = [
+            gate.passed(skip, alpha[:, i : i + 1]) for i, gate in enumerate(self.gates)
+        ]
+        combined: Tensor = self.combined(torch.cat(parts, dim=1))
+        return combined

@@ -1,4 +1,4 @@
-"""The one table of 2D and 3D layers, and the blocks every U-Net is made of."""
+"""The one table of 2D and 3D layers, and what every U-Net is made of."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 from torch import nn
 
-from napari_attunet.spec import Activation, Norm
+from napari_attunet.architecture import Activation, Norm
 
-__all__ = ["LAYERS", "ConvBlock", "Up", "activation", "conv", "max_pool", "norm"]
+__all__ = ["LAYERS", "Up", "activation", "conv", "max_pool", "norm"]
 
 
 class _Layers(NamedTuple):
     conv: type[nn.Module]
     conv_transpose: type[nn.Module]
     max_pool: type[nn.Module]
+    average_pool: type[nn.Module]
+    adaptive_pool: type[nn.Module]
     batch_norm: type[nn.Module]
     instance_norm: type[nn.Module]
     interpolation: str
@@ -27,6 +29,8 @@ LAYERS = {
         nn.Conv2d,
         nn.ConvTranspose2d,
         nn.MaxPool2d,
+        nn.AvgPool2d,
+        nn.AdaptiveAvgPool2d,
         nn.BatchNorm2d,
         nn.InstanceNorm2d,
         "bilinear",
@@ -35,6 +39,8 @@ LAYERS = {
         nn.Conv3d,
         nn.ConvTranspose3d,
         nn.MaxPool3d,
+        nn.AvgPool3d,
+        nn.AdaptiveAvgPool3d,
         nn.BatchNorm3d,
         nn.InstanceNorm3d,
         "trilinear",
@@ -85,22 +91,6 @@ def norm(ndim: int, kind: Norm | None, channels: int) -> nn.Module:
         size = math.gcd(channels, GROUP_SIZE)
         return nn.GroupNorm(channels // size, channels)
     return nn.Identity()
-
-
-class ConvBlock(nn.Sequential):
-    """Twice: 3x3 convolution, normalisation, ReLU."""
-
-    def __init__(
-        self, ndim: int, in_channels: int, out_channels: int, norm_kind: Norm | None
-    ) -> None:
-        super().__init__(
-            conv(ndim, in_channels, out_channels, kernel=3, padding=1),
-            norm(ndim, norm_kind, out_channels),
-            nn.ReLU(inplace=True),
-            conv(ndim, out_channels, out_channels, kernel=3, padding=1),
-            norm(ndim, norm_kind, out_channels),
-            nn.ReLU(inplace=True),
-        )
 
 
 class Up(nn.Sequential):

@@ -2,35 +2,75 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from napari_attunet.architecture import NetworkSpec
 from napari_attunet.errors import DataError
-from napari_attunet.networks.gates import Gate, Ports
-from napari_attunet.networks.layers import ConvBlock, Up, conv, max_pool
-from napari_attunet.spec import NetworkSpec
+from napari_attunet.networks.blocks import BlockAttention, ConvBlock, Kind
+from napari_attunet.networks.gates import Gate, MultiGate, Ports
+from napari_attunet.networks.layers import Up, conv, max_pool, norm
+from napari_attunet.networks.transformer import SpatialTransformer, sample
 
-__all__ = ["Attention", "AttentionUNet", "Explained"]
+__all__ = ["AttentionUNet", "Edits", "Encoded", "Explained", "Mechanism"]
+
+#: α to use instead of what gates find, by level of the skip: (N or 1, G or 1, *spatial
+#: of the gate's own grid), or one number for everywhere.
+Edits = Mapping[int, Tensor | float]
 
 
-class Attention(NamedTuple):
-    """What one gate attended to.
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """A part of a network that attends to something.
 
     Attributes
     ----------
+    name : str
+        Registered name, such as ``"additive"`` or ``"se"``.
+    kind : {"gate", "spatial", "channel", "pairwise", "transform"}
+        What its coefficients are.
+    part : {"input", "encoder", "skip", "decoder"}
+        Where in the network it is.
     level : int
-        Level of the gated skip, 0 the finest.
+        0 is the finest.
     scale : tuple of int
-        Input pixels in one cell of `alpha`, for each spatial axis.
-    alpha : Tensor, (N, 1, *spatial / scale)
-        Coefficients in [0, 1].
+        Input pixels in one cell of its grid, for each spatial axis; for channels and
+        transforms, which have none, those of its level.
+    channels : int
+        Gates on this skip; of channel attention, weights.
     """
 
+    name: str
+    kind: Kind
+    part: Literal["input", "encoder", "skip", "decoder"]
     level: int
     scale: tuple[int, ...]
-    alpha: Tensor
+    channels: int = 1
+
+
+class Encoded(NamedTuple):
+    """What the encoder makes of an image; all that `AttentionUNet.decode` needs.
+
+    Attributes
+    ----------
+    skips : list of Tensor
+        Features of the levels, fine to coarse.
+    bottleneck : Tensor
+        Of the coarsest.
+    coefficients : tuple of Tensor
+        Of the input and the encoder, in the order of `AttentionUNet.mechanisms`.
+    matrix : Tensor, optional
+        Of the spatial transformer.
+    """
+
+    skips: list[Tensor]
+    bottleneck: Tensor
+    coefficients: tuple[Tensor, ...]
+    matrix: Tensor | None
 
 
 class Explained(NamedTuple):
@@ -39,14 +79,18 @@ class Explained(NamedTuple):
     Attributes
     ----------
     logits : Tensor, (N, out_channels, *spatial)
-    attention : tuple of Attention
-        Of every gate, fine to coarse.
+    attention : tuple of Tensor
+        The coefficients of every mechanism, in the order of
+        `AttentionUNet.mechanisms`: ``"gate"`` (N, G, *spatial / scale) and
+        ``"spatial"`` (N, 1, *spatial / scale), in [0, 1]; ``"channel"`` (N, C), in
+        [0, 1]; ``"pairwise"`` queries and keys (N, 2, D, *positions);
+        ``"transform"`` (N, ndim, ndim + 1).
     auxiliary : tuple of Tensor, (N, out_channels, *spatial / scale of the level)
         Logits of the deep-supervision heads, fine to coarse; only in training mode.
     """
 
     logits: Tensor
-    attention: tuple[Attention, ...]
+    attention: tuple[Tensor, ...]
     auxiliary: tuple[Tensor, ...]
 
 
@@ -61,16 +105,27 @@ class AttentionUNet(nn.Module):
     ----------
     spec : NetworkSpec
         The architecture.
+
+    Attributes
+    ----------
+    mechanisms : tuple of Mechanism
+        What attends to something: input, encoder (fine to coarse), skips (fine to
+        coarse), decoder (fine to coarse).
     """
 
     def __init__(self, spec: NetworkSpec) -> None:
         super().__init__()
         self.spec = spec
         ndim, features = spec.ndim, spec.features
+        self.transformer = (
+            SpatialTransformer(spec.transformer, ndim, spec.in_channels)
+            if spec.transformer
+            else None
+        )
         inputs = (spec.in_channels, *features[:-1])
         self.encoder = nn.ModuleList(
-            ConvBlock(ndim, i, o, spec.norm)
-            for i, o in zip(inputs, features, strict=True)
+            self._block("encoder", level, *channels)
+            for level, channels in enumerate(zip(inputs, features, strict=True))
         )
         self.pools = nn.ModuleList(max_pool(ndim, s) for s in spec.strides)
         self.ups = nn.ModuleList(
@@ -79,11 +134,19 @@ class AttentionUNet(nn.Module):
                 features[:-1], features[1:], spec.strides, strict=True
             )
         )
+        self.signal: nn.Module | None = None
+        if spec.gate is not None and spec.gate.signal == "bottleneck":
+            self.signal = nn.Sequential(
+                conv(ndim, features[-1], features[-1]),
+                norm(ndim, spec.gate.norm, features[-1]),
+                nn.ReLU(),
+            )
         self.gates = nn.ModuleList(
             self._gate(level) for level in range(spec.levels - 1) if spec.gate
         )
         self.decoder = nn.ModuleList(
-            ConvBlock(ndim, 2 * f, f, spec.norm) for f in features[:-1]
+            self._block("decoder", level, 2 * f, f)
+            for level, f in enumerate(features[:-1])
         )
         self.head = conv(ndim, features[0], spec.out_channels)
         self.auxiliary_heads = nn.ModuleList(
@@ -91,21 +154,76 @@ class AttentionUNet(nn.Module):
             for f in features[1:-1]
             if spec.deep_supervision
         )
+        self.mechanisms = self._mechanisms()
+
+    def _block(
+        self, part: str, level: int, in_channels: int, out_channels: int
+    ) -> ConvBlock:
+        spec = self.spec
+        attention = spec.attention_in(part, level)
+        return ConvBlock(
+            *(spec.ndim, in_channels, out_channels, spec.norm, attention),
+            residual=spec.residual,
+        )
 
     def _gate(self, level: int) -> Gate:
         spec, gate = self.spec, self.spec.gate
         if gate is None:
             raise TypeError("A plain U-Net has no gates.")
         skip = spec.features[level]
-        coarse = gate.signal == "coarse"
+        signals = {
+            "fine": skip,
+            "coarse": spec.features[level + 1],
+            "bottleneck": spec.features[-1],
+        }
         ports = Ports(
             ndim=spec.ndim,
             skip=skip,
-            signal=spec.features[level + 1] if coarse else skip,
+            signal=signals[str(gate.signal)],
             inner=gate.channels[level] if gate.channels else max(1, skip // 2),
-            stride=spec.strides[level] if coarse else (1,) * spec.ndim,
+            stride=tuple(
+                coarse // fine
+                for coarse, fine in zip(
+                    spec.gate_scale(level), spec.scale(level), strict=True
+                )
+            ),
         )
-        return Gate.named(gate.kind)(gate, ports)
+        kind = Gate.named(gate.kind) if gate.count == 1 else MultiGate
+        return kind(gate, ports)
+
+    def _mechanisms(self) -> tuple[Mechanism, ...]:
+        spec = self.spec
+        found: list[Mechanism] = []
+        if self.transformer is not None:
+            ones = (1,) * spec.ndim
+            found.append(Mechanism("transformer", "transform", "input", 0, ones))
+        for level in range(spec.levels):
+            found += self._in_block("encoder", level)
+        gate = spec.gate
+        for level in range(spec.levels - 1):
+            if gate is not None:
+                scale = spec.gate_scale(level)
+                found.append(
+                    Mechanism(gate.kind, "gate", "skip", level, scale, gate.count)
+                )
+        for level in range(spec.levels - 1):
+            found += self._in_block("decoder", level)
+        return tuple(found)
+
+    def _in_block(
+        self, part: Literal["encoder", "decoder"], level: int
+    ) -> Iterator[Mechanism]:
+        spec = self.spec
+        scale = spec.scale(level)
+        for a in spec.attention_in(part, level):
+            for kind in BlockAttention.named(a.kind).emits:
+                yield Mechanism(
+                    *(a.kind, kind, part, level),
+                    scale=tuple(s * a.pool for s in scale)
+                    if kind == "pairwise"
+                    else scale,
+                    channels=spec.features[level] if kind == "channel" else 1,
+                )
 
     def channels_last(self) -> AttentionUNet:
         """Lay the weights out channels last, which is faster in 2D, and return self.
@@ -124,46 +242,121 @@ class AttentionUNet(nn.Module):
         """Return the logits, (N, out_channels, *spatial); see `explain`."""
         return self.explain(x).logits
 
-    def explain(self, x: Tensor) -> Explained:
+    def explain(self, x: Tensor, edits: Edits | None = None) -> Explained:
         """Return the logits and everything that was attended to on the way.
 
         Parameters
         ----------
         x : Tensor, (N, in_channels, *spatial)
             Sizes must be multiples of ``spec.divisor``.
+        edits : mapping of int to Tensor or float, optional
+            As in `decode`.
 
         Raises
         ------
         DataError
             If the channels or sizes don't fit the network.
         """
+        return self._decode(self.encode(x), edits or {})
+
+    def encode(self, x: Tensor) -> Encoded:
+        """Run the encoder alone; see `explain`."""
         self._check(x)
-        coarse_signal = self.spec.gate is not None and self.spec.gate.signal == "coarse"
+        matrix: Tensor | None = None
+        coefficients: tuple[Tensor, ...] = ()
+        if self.transformer is not None:
+            x, matrix = self.transformer(x)
+            coefficients = (matrix,)
         skips = []
         for level, block in enumerate(self.encoder):
             if level:
                 x = self.pools[level - 1](x)
-            x = block(x)
+            x, found = block(x)
+            coefficients += found
             skips.append(x)
-        skips.pop()  # the bottleneck is no skip
+        bottleneck = skips.pop()  # it is no skip
+        return Encoded(skips, bottleneck, coefficients, matrix)
 
-        attention: list[Attention] = []
+    def decode(self, encoded: Encoded, edits: Edits | None = None) -> Explained:
+        """Run the decoder alone, as often as you like.
+
+        Parameters
+        ----------
+        encoded : Encoded
+        edits : mapping of int to Tensor or float, optional
+            α to use instead of what the gates find, by level of the skip, 0 the
+            finest: 1.0 opens a gate, 0.0 shuts it.
+
+        Raises
+        ------
+        DataError
+            If there is no gate at a level.
+        """
+        return self._decode(encoded._replace(skips=list(encoded.skips)), edits or {})
+
+    def _decode(self, encoded: Encoded, edits: Edits) -> Explained:
+        """Run the decoder and take the skips away, which frees their memory."""
+        skips, x, coefficients, matrix = encoded
+        del encoded
+        unknown = set(edits) - set(range(len(self.gates)))
+        if unknown:
+            raise DataError(
+                f"There are {len(self.gates)} gates, at levels from 0; there is none "
+                f"to edit at {sorted(unknown)}."
+            )
+        gate = self.spec.gate
+        deep = x if self.signal is None else self.signal(x)
+        of_gates: list[Tensor] = []
+        of_blocks: list[tuple[Tensor, ...]] = []
         auxiliary: list[Tensor] = []
         for level in reversed(range(self.spec.levels - 1)):
             # popped, so that in inference a skip's memory is free once it is used
             skip, up = skips.pop(), self.ups[level](x)
-            if self.spec.gate is not None:
-                skip, alpha = self.gates[level](skip, x if coarse_signal else up)
-                scale = self.spec.scale(level + 1 if coarse_signal else level)
-                attention.append(Attention(level, scale, alpha))
+            if gate is not None:
+                signals = {"fine": up, "coarse": x, "bottleneck": deep}
+                skip, alpha = self._gated(
+                    level, skip, signals[str(gate.signal)], edits.get(level), matrix
+                )
+                of_gates.append(alpha)
             x = torch.cat((skip, up), dim=1)
             del skip, up
-            x = self.decoder[level](x)
+            x, found = self.decoder[level](x)
+            of_blocks.append(found)
             if self.training and self.spec.deep_supervision and level:
                 auxiliary.append(self.auxiliary_heads[level - 1](x))
-        return Explained(
-            self.head(x), tuple(reversed(attention)), tuple(reversed(auxiliary))
-        )
+        logits = self.head(x)
+        attention = (*coefficients, *reversed(of_gates))
+        attention += tuple(c for found in reversed(of_blocks) for c in found)
+        if matrix is not None:
+            logits, *auxiliary = (
+                SpatialTransformer.restore(t, matrix) for t in (logits, *auxiliary)
+            )
+            attention = tuple(
+                SpatialTransformer.restore(values, matrix)
+                if m.kind in ("gate", "spatial")
+                else values
+                for m, values in zip(self.mechanisms, attention, strict=True)
+            )
+        return Explained(logits, attention, tuple(reversed(auxiliary)))
+
+    def _gated(
+        self,
+        level: int,
+        skip: Tensor,
+        signal: Tensor,
+        edit: Tensor | float | None,
+        matrix: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return what a gate lets through, and α; with an edit, with that."""
+        gate: Gate = self.gates[level]  # type: ignore[assignment]
+        alpha = gate.coefficients(skip, signal)
+        if edit is not None:
+            wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
+            wanted = wanted.expand(alpha.shape)
+            if matrix is not None:  # it was drawn on the image
+                wanted = sample(wanted, matrix)
+            alpha = wanted
+        return gate.passed(skip, alpha), alpha
 
     def _check(self, x: Tensor) -> None:
         spec = self.spec

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from napari_attunet.errors import ModelError
-from napari_attunet.networks.gates import Gate, Ports
+from napari_attunet.networks.gates import Gate, MultiGate, Ports
 from napari_attunet.spec import GateSpec
 
 ACTIVATIONS = {
@@ -18,9 +18,11 @@ ACTIVATIONS = {
 
 def make_gate(kind, ndim, stride, **options):
     torch.manual_seed(0)
-    spec = GateSpec(kind=kind, signal="coarse" if stride > 1 else "fine", **options)
+    coarse = stride > 1 or kind == "grid"
+    spec = GateSpec(kind=kind, signal="coarse" if coarse else "fine", **options)
     ports = Ports(ndim=ndim, skip=4, signal=6, inner=3, stride=(stride,) * ndim)
-    return Gate.named(kind)(spec, ports).eval()
+    made = MultiGate if spec.count > 1 else Gate.named(kind)
+    return made(spec, ports).eval()
 
 
 def make_inputs(ndim, stride):
@@ -46,13 +48,44 @@ def test_contract(kind, ndim, stride):
     assert 0 <= gated.alpha.min() <= gated.alpha.max() <= 1
     # a gate begins open: what it guards must reach the decoder from the first step
     assert gated.alpha.mean() > 0.7
-    # and never amplifies
-    assert torch.all(gated.features.abs() <= skip.abs() + 1e-6)
     gated.features.square().sum().backward()
     for tensor in (skip, signal, *gate.parameters()):
         assert tensor.grad is not None
         assert torch.isfinite(tensor.grad).all()
         assert tensor.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", sorted(set(Gate.kinds) - {"grid"}))
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_gate_never_amplifies(kind, stride):
+    skip, signal = make_inputs(2, stride)
+    gated = make_gate(kind, 2, stride)(skip, signal)
+    assert torch.all(gated.features.abs() <= skip.abs() + 1e-6)
+
+
+@pytest.mark.parametrize("kind", sorted(Gate.kinds))
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_closed_gate_lets_nothing_of_the_skip_through(kind, count):
+    gate = make_gate(kind, 2, 2, count=count)
+    skip, signal = make_inputs(2, 2)
+    closed = torch.zeros_like(gate(skip, signal).alpha)
+    passed = gate.passed(skip, closed)
+    assert torch.equal(passed, gate.passed(torch.randn_like(skip), closed))
+    assert not torch.equal(gate.passed(skip, closed + 1), passed)
+
+
+@pytest.mark.parametrize("kind", sorted(Gate.kinds))
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_several_gates_on_one_skip(kind, ndim):
+    gate = make_gate(kind, ndim, 2, count=3)
+    skip, signal = make_inputs(ndim, 2)
+    gated = gate(skip, signal)
+    assert gated.features.shape == skip.shape
+    assert gated.alpha.shape == (2, 3, *(4,) * ndim)
+    for number, one in enumerate(gate.gates):
+        assert torch.equal(gated.alpha[:, number : number + 1], one(skip, signal).alpha)
+    gated.features.square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in gate.parameters())
 
 
 @pytest.mark.parametrize("kind", sorted(Gate.kinds))
@@ -89,6 +122,53 @@ def test_equals_its_formula(kind, activation):
     gated = gate(skip, signal)
     np.testing.assert_allclose(gated.alpha.detach().numpy(), alpha, atol=1e-5)
     np.testing.assert_allclose(gated.features.detach().numpy(), x * alpha, atol=1e-5)
+
+
+def linearly(values, factor):
+    """Return (N, C, Y, X) values interpolated to a finer grid, edges repeated."""
+    for axis in (2, 3):
+        size = values.shape[axis]
+        at = (np.arange(size * factor) + 0.5) / factor - 0.5
+        low = np.floor(at).astype(int)
+        share = (at - low).reshape([-1 if a == axis else 1 for a in range(4)])
+        one, other = (
+            values.take(np.clip(i, 0, size - 1), axis) for i in (low, low + 1)
+        )
+        values = one * (1 - share) + other * share
+    return values
+
+
+def test_the_grid_gate_equals_its_formula():
+    """W(x·up(sigmoid(ψ(σ₁(θx + up(φg)))))), written out in numpy."""
+    gate = make_gate("grid", 2, 2)
+    with torch.no_grad():
+        for name, tensor in gate.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.uniform_(0.5, 2) if "var" in name else tensor.normal_()
+    skip, _ = make_inputs(2, 2)
+    signal = torch.randn(2, 6, 2, 2)  # of the bottleneck, twice as coarse as θ's grid
+    w = {k: v.double().numpy() for k, v in gate.state_dict().items()}
+    x, g = skip.double().numpy(), signal.double().numpy()
+
+    def pointwise(name, values):
+        matrix = w[f"{name}.weight"][:, :, 0, 0]
+        projected = np.einsum("oc,ncyx->noyx", matrix, values)
+        return projected + w[f"{name}.bias"][:, None, None]
+
+    cells = x.reshape(2, 4, 4, 2, 4, 2)  # N, C, and each axis as cells and pixels
+    theta = np.einsum("ocij,ncyixj->noyx", w["theta.weight"], cells)
+    joint = np.maximum(theta + linearly(pointwise("phi", g), 2), 0)
+    alpha = 1 / (1 + np.exp(-pointwise("psi", joint)))
+    mixed = pointwise("w.0", x * linearly(alpha, 2))
+    mean, variance, scale, shift = (
+        w[f"w.1.{name}"][:, None, None]
+        for name in ("running_mean", "running_var", "weight", "bias")
+    )
+    features = (mixed - mean) / np.sqrt(variance + 1e-5) * scale + shift
+
+    gated = gate(skip, signal)
+    np.testing.assert_allclose(gated.alpha.detach().numpy(), alpha, atol=1e-5)
+    np.testing.assert_allclose(gated.features.detach().numpy(), features, atol=1e-5)
 
 
 def test_the_skip_is_gated_and_the_signal_only_steers():

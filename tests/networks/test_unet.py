@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_attunet.errors import DataError
-from napari_attunet.networks import AttentionUNet
-from napari_attunet.spec import GateSpec, NetworkSpec
+from napari_attunet.networks import AttentionUNet, BlockAttention, Gate
+from napari_attunet.spec import AttentionSpec, GateSpec, NetworkSpec, TransformerSpec
 
 
 # Measured on LeeJunHyun/Image_Segmentation's AttU_Net and U_Net.
@@ -43,7 +43,42 @@ SPECS = {
         features=(3, 4), gate=GateSpec(kind="multiplicative")
     ),
     "deep": NetworkSpec(features=(3, 4, 6, 8), deep_supervision=True, out_channels=2),
+    "residual": NetworkSpec(features=(3, 4, 6), residual=True),
+    "transformer": NetworkSpec(features=(3, 4), transformer=TransformerSpec()),
+    "oktay": NetworkSpec(
+        features=(3, 4, 6, 8),
+        gate=GateSpec(kind="grid", signal="bottleneck", count=2),
+        deep_supervision=True,
+        strides=((2, 2), (2, 1), (2, 2)),
+    ),
+    "all at once": NetworkSpec(
+        features=(8, 10, 12),
+        gate=GateSpec(kind="multiplicative", signal="coarse"),
+        attention=(
+            AttentionSpec(kind="cbam"),
+            AttentionSpec(kind="self", where="bottleneck"),
+            AttentionSpec(kind="eca", where="decoder"),
+        ),
+        transformer=TransformerSpec(features=(4,)),
+        residual=True,
+        norm="instance",
+        deep_supervision=True,
+    ),
 }
+for kind in sorted(Gate.kinds):
+    for signal in ("coarse", "bottleneck"):
+        for ndim in (2, 3):
+            SPECS[f"{kind} {signal} {ndim}d"] = NetworkSpec(
+                ndim=ndim, features=(3, 4, 6), gate=GateSpec(kind=kind, signal=signal)
+            )
+for kind in sorted(BlockAttention.kinds):
+    for where in ("all", "encoder", "decoder", "bottleneck"):
+        for ndim in (2, 3):
+            SPECS[f"{kind} {where} {ndim}d"] = NetworkSpec(
+                ndim=ndim,
+                features=(4, 6),
+                attention=(AttentionSpec(kind=kind, where=where, reduction=2),),
+            )
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
@@ -56,10 +91,19 @@ def test_contract(spec):
     explained = network.explain(x)
 
     assert explained.logits.shape == (2, spec.out_channels, *shape)
-    assert len(explained.attention) == (spec.levels - 1 if spec.gate else 0)
-    for attention in explained.attention:
-        coarse = tuple(n // s for n, s in zip(shape, attention.scale, strict=True))
-        assert attention.alpha.shape == (2, 1, *coarse)
+    assert len(network.gates) == (spec.levels - 1 if spec.gate else 0)
+    for what, values in zip(network.mechanisms, explained.attention, strict=True):
+        coarse = tuple(n // s for n, s in zip(shape, what.scale, strict=True))
+        if what.kind in ("gate", "spatial"):
+            assert values.shape == (2, what.channels, *coarse)
+            assert 0 <= values.min() <= values.max() <= 1
+        elif what.kind == "channel":
+            assert values.shape == (2, what.channels)
+        elif what.kind == "pairwise":
+            assert values.shape[:2] == (2, 2)
+            assert values.shape[3:] == coarse
+        else:
+            assert values.shape == (2, spec.ndim, spec.ndim + 1)
     auxiliary = spec.levels - 2 if spec.deep_supervision else 0
     assert len(explained.auxiliary) == auxiliary
     for level, logits in enumerate(explained.auxiliary, start=1):
@@ -69,7 +113,10 @@ def test_contract(spec):
     loss = explained.logits.square().mean()
     loss = loss + sum(a.square().mean() for a in explained.auxiliary)
     loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in network.parameters())
+    for name, parameter in network.named_parameters():
+        # γ of self-attention begins at 0 and hides what is behind it
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
 
     network.eval()
     with torch.inference_mode():
@@ -77,11 +124,123 @@ def test_contract(spec):
         assert network.explain(x).auxiliary == ()
 
 
-def test_gates_are_listed_fine_to_coarse():
-    network = AttentionUNet(NetworkSpec(features=(2, 3, 4, 5))).eval()
-    attention = network.explain(torch.zeros(1, 1, 16, 16)).attention
-    assert [a.level for a in attention] == [0, 1, 2]
-    assert [a.scale for a in attention] == [(1, 1), (2, 2), (4, 4)]
+def test_what_attends_is_listed_fine_to_coarse():
+    attention = (AttentionSpec(kind="cbam", where="encoder"),)
+    spec = NetworkSpec(features=(2, 3, 4), attention=attention)
+    network = AttentionUNet(spec).eval()
+    found = network.explain(torch.zeros(1, 1, 16, 16)).attention
+    listed = [(m.part, m.kind, m.level, m.scale) for m in network.mechanisms]
+    assert len(found) == len(listed)
+    assert listed[:2] == [
+        ("encoder", "channel", 0, (1, 1)),
+        ("encoder", "spatial", 0, (1, 1)),
+    ]
+    assert listed[-2:] == [("skip", "gate", 0, (1, 1)), ("skip", "gate", 1, (2, 2))]
+
+
+# --- what if -----------------------------------------------------------------------
+
+
+def randomised(spec):
+    torch.manual_seed(5)
+    network = AttentionUNet(spec).eval()
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 2)
+            elif tensor.ndim == 1 and tensor.is_floating_point():
+                tensor.normal_(1.0, 0.3)  # so that hardly anything dies in a ReLU
+    return network
+
+
+EDITABLE = {
+    name: spec
+    for name, spec in SPECS.items()
+    if spec.gate is not None and spec.transformer is None
+}
+
+
+@pytest.mark.parametrize("spec", EDITABLE.values(), ids=EDITABLE.keys())
+def test_editing_nothing_changes_nothing(spec):
+    network = randomised(spec)
+    x = torch.randn(1, spec.in_channels, *(2 * d for d in spec.divisor))
+    with torch.inference_mode():
+        before = network.explain(x)
+        encoded = network.encode(x)
+        for _ in range(2):  # what was encoded serves any number of times
+            again = network.decode(encoded)
+            assert torch.equal(again.logits, before.logits)
+        alphas = {
+            m.level: values
+            for m, values in zip(network.mechanisms, before.attention, strict=True)
+            if m.kind == "gate"
+        }
+        assert torch.equal(network.decode(encoded, alphas).logits, before.logits)
+        assert not torch.equal(network.decode(encoded, {0: 0.0}).logits, before.logits)
+
+
+@pytest.mark.parametrize("kind", ["additive", "multiplicative"])
+@pytest.mark.parametrize("signal", ["fine", "coarse", "bottleneck"])
+def test_all_gates_open_is_the_network_without_gates(kind, signal):
+    gate = GateSpec(kind=kind, signal=signal)
+    gated = randomised(NetworkSpec(features=(3, 4, 5), gate=gate))
+    plain = AttentionUNet(NetworkSpec(features=(3, 4, 5), gate=None)).eval()
+    weights = gated.state_dict()
+    plain.load_state_dict({n: weights[n] for n in plain.state_dict()})
+    x = torch.randn(1, 1, 16, 16)
+    with torch.inference_mode():
+        opened = gated.explain(x, {0: 1.0, 1: 1.0})
+        assert torch.equal(opened.logits, plain(x))
+        assert not torch.equal(gated(x), plain(x))
+    assert all((values == 1).all() for values in opened.attention)
+
+
+@pytest.mark.parametrize(
+    ("spec", "level"),
+    [
+        pytest.param(spec, level, id=f"{name} {level}")
+        for name, spec in EDITABLE.items()
+        for level in range(spec.levels - 1)
+    ],
+)
+def test_a_closed_gate_makes_the_output_independent_of_its_skip(spec, level):
+    network = randomised(spec)
+    x = torch.randn(1, spec.in_channels, *(2 * d for d in spec.divisor))
+    with torch.inference_mode():
+        encoded = network.encode(x)
+        skips = list(encoded.skips)
+        skips[level] = torch.randn_like(skips[level])
+        other = encoded._replace(skips=skips)
+        one, two = (network.decode(e, {level: 0.0}).logits for e in (encoded, other))
+        assert torch.equal(one, two)
+        assert not torch.equal(network.decode(other).logits, network(x))
+
+
+def test_an_edit_is_drawn_on_the_image():
+    """With a spatial transformer α is shown, and painted, where it is on the image."""
+    spec = NetworkSpec(features=(3, 4), transformer=TransformerSpec())
+    network = randomised(spec)
+    with torch.no_grad():
+        turn = torch.tensor([0.0, -1, 0, 1, 0, 0])  # by a quarter
+        network.transformer.localisation[-1].bias.copy_(turn)
+        network.transformer.localisation[-1].weight.zero_()
+    drawn = torch.zeros(1, 1, 16, 16)
+    drawn[..., :4, :4] = 1
+    with torch.inference_mode():
+        (_, alpha) = network.explain(torch.randn(1, 1, 16, 16), {0: drawn}).attention
+    torch.testing.assert_close(alpha, drawn, atol=1e-5, rtol=0)
+
+
+def test_there_is_nothing_to_edit_where_there_is_no_gate():
+    network = AttentionUNet(NetworkSpec(features=(3, 4, 5)))
+    with pytest.raises(DataError, match="2 gates"):
+        network.explain(torch.zeros(1, 1, 16, 16), {2: 1.0})
+    plain = AttentionUNet(NetworkSpec(features=(3, 4, 5), gate=None))
+    with pytest.raises(DataError, match="0 gates"):
+        plain.explain(torch.zeros(1, 1, 16, 16), {0: 1.0})
+
+
+# --- what does not fit --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -96,19 +255,27 @@ def test_what_does_not_fit_is_refused(shape):
 @settings(max_examples=25, deadline=None)
 @given(
     strides=st.lists(st.integers(1, 3), min_size=1, max_size=3),
-    signal=st.sampled_from(["fine", "coarse"]),
+    gate=st.sampled_from(["additive", "grid"]),
+    signal=st.sampled_from(["fine", "coarse", "bottleneck"]),
     upsampling=st.sampled_from(["nearest", "transposed"]),
+    where=st.sampled_from(["", "all", "encoder", "decoder", "bottleneck"]),
 )
-def test_the_halo_is_what_the_network_sees(strides, signal, upsampling):
+def test_the_halo_is_what_the_network_sees(strides, gate, signal, upsampling, where):
     """Gradients of one coarsest cell reach as far as the spec says, and no further."""
     features = (2,) * (len(strides) + 1)
     spec = NetworkSpec(
         features=features,
         strides=tuple((s, 1) for s in strides),
-        gate=GateSpec(signal=signal, activation="softplus"),
+        gate=GateSpec(
+            kind=gate,
+            signal="coarse" if (gate, signal) == ("grid", "fine") else signal,
+            activation="softplus",
+        ),
+        attention=(AttentionSpec(kind="cbam-spatial", where=where),) if where else (),
         upsampling=upsampling,
     )
     network = AttentionUNet(spec).double().eval()
+    assert spec.is_local
     for module in network.modules():  # let every path carry a gradient
         if isinstance(module, torch.nn.MaxPool2d):
             module.forward = lambda x, m=module: torch.nn.functional.avg_pool2d(
@@ -208,7 +375,5 @@ def test_equals_a_computation_by_hand():
     with torch.inference_mode():
         explained = network.explain(image)
     np.testing.assert_allclose(explained.logits[0], logits, atol=1e-5)
-    for attention in explained.attention:
-        np.testing.assert_allclose(
-            attention.alpha[0], alphas[attention.level], atol=1e-5
-        )
+    for what, alpha in zip(network.mechanisms, explained.attention, strict=True):
+        np.testing.assert_allclose(alpha[0], alphas[what.level], atol=1e-5)
