@@ -11,10 +11,24 @@ from typing import Literal
 
 from napari_attunet.schema import check, check_choices
 
-__all__ = ["AttentionSpec", "GateSpec", "NetworkSpec", "TransformerSpec"]
+__all__ = [
+    "AttentionSpec",
+    "GateSpec",
+    "Kind",
+    "Mechanism",
+    "NetworkSpec",
+    "Part",
+    "TransformerSpec",
+]
 
 Activation = Literal["relu", "leaky_relu", "softplus", "elu"]
 Norm = Literal["batch", "instance", "group"]
+
+#: What coefficients are: of a skip connection's pixels, of a block's pixels, of its
+#: channels, of pairs of positions, and where the image is looked at.
+Kind = Literal["gate", "spatial", "channel", "pairwise", "transform"]
+#: Where in a network something attends.
+Part = Literal["input", "encoder", "skip", "decoder"]
 
 #: Attention inside blocks that looks at neighbours only, and how far. All other kinds
 #: are taken to pool over the whole input.
@@ -123,6 +137,45 @@ class TransformerSpec:
             len(self.features) >= 1 and all(f > 0 for f in self.features),
             f"Localisation needs positive features, got {self.features}.",
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """A part of a network that attends to something.
+
+    Attributes
+    ----------
+    name : str
+        Registered name, such as ``"additive"`` or ``"se"``.
+    kind : {"gate", "spatial", "channel", "pairwise", "transform"}
+        What its coefficients are.
+    part : {"input", "encoder", "skip", "decoder"}
+        Where in the network it is.
+    level : int
+        0 is the finest.
+    scale : tuple of int
+        Input pixels in one cell of its grid, for each spatial axis; for channels and
+        transforms, which have none, those of its level.
+    channels : int
+        Gates on this skip; of channel attention, weights.
+    """
+
+    name: str
+    kind: Kind
+    part: Part
+    level: int
+    scale: tuple[int, ...]
+    channels: int = 1
+
+    @property
+    def label(self) -> str:
+        """How it is called, such as ``"α level 1"`` or ``"CBAM encoder level 2"``."""
+        if self.kind == "gate":
+            return f"α level {self.level + 1}"
+        if self.kind == "transform":
+            return "spatial transformer"
+        name = "self-attention" if self.name == "self" else self.name.upper()
+        return f"{name} {self.part} level {self.level + 1}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,12 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from napari_attunet.architecture import Kind, Mechanism
 from napari_attunet.axes import ImageView
 from napari_attunet.objects import class_labels, object_labels
 from napari_attunet.spec import ObjectSettings
 from napari_attunet.tiling import Tile, Tiling
 
-__all__ = ["AttentionMap", "Canvas", "ClassLabeller", "Labeller", "ObjectLabeller"]
+__all__ = [
+    "AttentionMap",
+    "AttentionTable",
+    "Canvas",
+    "ClassLabeller",
+    "Labeller",
+    "ObjectLabeller",
+]
 
 Floats = npt.NDArray[np.float32]
 
@@ -27,9 +35,9 @@ class AttentionMap:
     name : str
         Such as ``"α level 1"``.
     level : int
-        1 is the finest gate.
-    kind : str
-        ``"gate"``.
+        1 is the finest.
+    kind : {"gate", "spatial"}
+        Of a skip connection, or inside a block.
     values : array of float32
         In [0, 1]; axes as in `Segmentation.axes`, the network's spatial axes coarser.
     scale : tuple of int
@@ -40,10 +48,39 @@ class AttentionMap:
 
     name: str
     level: int
-    kind: str
+    kind: Kind
     values: npt.NDArray[np.float32]
     scale: tuple[int, ...]
     translate: tuple[float, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionTable:
+    """What one mechanism attended to that has no place of its own.
+
+    Channels and transforms come of all that the network sees at once, so there is one
+    row for each tile.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``"SE encoder level 1"``.
+    level : int
+        1 is the finest.
+    kind : {"channel", "transform"}
+    values : array of float32, (*leading, tiles, ...)
+        Of ``"channel"``: (..., C), in [0, 1]. Of ``"transform"``: (..., n + 1, n + 1),
+        from pixels of the sampled frame to pixels of the image, along the network's n
+        spatial axes, homogeneous.
+    regions : tuple of tuple of slice
+        What each tile saw, in image pixels; may reach beyond the image.
+    """
+
+    name: str
+    level: int
+    kind: Kind
+    values: npt.NDArray[np.float32]
+    regions: tuple[tuple[slice, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +133,8 @@ class Canvas:
     tiling : Tiling
         Of one frame.
     n_classes : int
-    gates : sequence of tuple of int
-        Scale of every gate whose α is to be kept, fine to coarse.
+    mechanisms : sequence of Mechanism
+        Whose coefficients are to be kept.
     keep_probabilities : bool
     labeller : Labeller
     """
@@ -108,13 +145,14 @@ class Canvas:
         tiling: Tiling,
         *,
         n_classes: int,
-        gates: Sequence[tuple[int, ...]],
+        mechanisms: Sequence[Mechanism],
         keep_probabilities: bool,
         labeller: Labeller,
     ) -> None:
         self._view = view
         self._labeller = labeller
-        self._gates = tuple(gates)
+        self._tiles = list(tiling)
+        self._mechanisms = tuple(mechanisms)
         self._first = 1
         self.labels = np.zeros(view.label_shape, np.int32)
         self.probabilities = (
@@ -127,9 +165,18 @@ class Canvas:
         waits = isinstance(labeller, ObjectLabeller)
         shape = (2, *view.spatial_shape) if waits else (0,)
         self._frame = np.zeros(shape, np.float16)
-        self._alpha = [
-            np.zeros(self._coarse_shape(tiling, scale), np.float32) for scale in gates
-        ]
+        self._kept = [self._room(mechanism, tiling) for mechanism in mechanisms]
+
+    def _room(self, mechanism: Mechanism, tiling: Tiling) -> Floats:
+        """Return where a mechanism's coefficients are kept."""
+        rows = (*self._view.leading_shape, len(tiling))
+        if mechanism.kind == "channel":
+            return np.zeros((*rows, mechanism.channels), np.float32)
+        if mechanism.kind == "transform":
+            size = len(mechanism.scale) + 1
+            return np.zeros((*rows, size, size), np.float32)
+        shape = self._coarse_shape(tiling, mechanism.scale)
+        return np.zeros((mechanism.channels, *shape), np.float32)
 
     def _coarse_shape(self, tiling: Tiling, scale: tuple[int, ...]) -> tuple[int, ...]:
         coarse = dict(
@@ -143,7 +190,7 @@ class Canvas:
         frame: tuple[int, ...],
         tile: Tile,
         probabilities: Floats,
-        alphas: Sequence[Floats],
+        coefficients: Sequence[Floats],
     ) -> None:
         """Write a tile's results where they belong.
 
@@ -152,7 +199,8 @@ class Canvas:
         frame : tuple of int
         tile : Tile
         probabilities : (K, *tile.read)
-        alphas : of each gate that is kept, (*tile.read / scale)
+        coefficients : sequence of array
+            Of each mechanism that is kept, as of `Explained`, without the batch.
         """
         view = self._view
         kept = probabilities[(slice(None), *tile.crop)]
@@ -164,9 +212,18 @@ class Canvas:
         if self.probabilities is not None:
             for of_class, block in zip(self.probabilities, kept, strict=True):
                 of_class[at] = view.to_label_order(block)
-        for whole, scale, alpha in zip(self._alpha, self._gates, alphas, strict=True):
-            crop, write = tile.on_grid(scale)
-            whole[view.label_index(frame, write)] = view.to_label_order(alpha[crop])
+        for mechanism, room, values in zip(
+            self._mechanisms, self._kept, coefficients, strict=True
+        ):
+            if mechanism.kind in ("gate", "spatial"):
+                crop, write = tile.on_grid(mechanism.scale)
+                at = view.label_index(frame, write)
+                for whole, alpha in zip(room, values, strict=True):
+                    whole[at] = view.to_label_order(alpha[crop])
+                continue
+            row = (*frame, self._tiles.index(tile))
+            is_matrix = mechanism.kind == "transform"
+            room[row] = in_pixels(values, tile) if is_matrix else values
 
     def finish(self, frame: tuple[int, ...]) -> None:
         """Label a frame whose tiles are all there."""
@@ -179,22 +236,65 @@ class Canvas:
         self.labels[view.label_index(frame, whole)] = view.to_label_order(labels)
 
     def maps(self) -> tuple[AttentionMap, ...]:
-        """Return what the gates attended to, fine to coarse."""
+        """Return what lies on a grid, in the order of the mechanisms."""
         axes = self._view.label_axes
         maps = []
-        for level, (values, scale) in enumerate(
-            zip(self._alpha, self._gates, strict=True), start=1
-        ):
-            by_axis = dict(zip(self._view.spatial_axes, scale, strict=True))
+        for mechanism, room in zip(self._mechanisms, self._kept, strict=True):
+            if mechanism.kind not in ("gate", "spatial"):
+                continue
+            by_axis = dict(zip(self._view.spatial_axes, mechanism.scale, strict=True))
             factors = tuple(by_axis.get(axis, 1) for axis in axes)
-            maps.append(
-                AttentionMap(
-                    name=f"α level {level}",
-                    level=level,
-                    kind="gate",
-                    values=values,
-                    scale=factors,
-                    translate=tuple((f - 1) / 2 for f in factors),
+            for number, values in enumerate(room, start=1):
+                which = f" gate {number}" if mechanism.channels > 1 else ""
+                maps.append(
+                    AttentionMap(
+                        name=mechanism.label + which,
+                        level=mechanism.level + 1,
+                        kind=mechanism.kind,
+                        values=values,
+                        scale=factors,
+                        translate=tuple((f - 1) / 2 for f in factors),
+                    )
                 )
-            )
         return tuple(maps)
+
+    def tables(self) -> tuple[AttentionTable, ...]:
+        """Return what lies on no grid, in the order of the mechanisms."""
+        return tuple(
+            AttentionTable(
+                name=mechanism.label,
+                level=mechanism.level + 1,
+                kind=mechanism.kind,
+                values=room,
+                regions=tuple(tile.read for tile in self._tiles),
+            )
+            for mechanism, room in zip(self._mechanisms, self._kept, strict=True)
+            if mechanism.kind in ("channel", "transform")
+        )
+
+
+def in_pixels(matrix: Floats, tile: Tile) -> npt.NDArray[np.float64]:
+    """Return a transform's matrix for pixels.
+
+    Parameters
+    ----------
+    matrix : (n, n + 1)
+        For coordinates from -1 to 1 from edge to edge of the tile, last axis first.
+    tile : Tile
+
+    Returns
+    -------
+    array, (n + 1, n + 1)
+        For pixels of the tile, to pixels of the image; axes in the image's order.
+    """
+    count = len(matrix)
+    homogeneous = np.eye(count + 1)
+    homogeneous[:count, :count] = matrix[::-1, :count][:, ::-1]
+    homogeneous[:count, count] = matrix[::-1, count]
+    to_unit, to_image = np.eye(count + 1), np.eye(count + 1)
+    for axis, part in enumerate(tile.read):
+        size = part.stop - part.start
+        to_unit[axis, axis], to_unit[axis, -1] = 2 / size, 1 / size - 1
+        to_image[axis, axis] = size / 2
+        to_image[axis, -1] = (size - 1) / 2 + part.start
+    return to_image @ homogeneous @ to_unit

@@ -1,28 +1,40 @@
-"""What a run is decided to be: halo, tile size, grids of the gates, kind of labels."""
+"""What a run is decided to be: input, halo, tile size, kind of labels."""
 
 from __future__ import annotations
 
 import math
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from napari_attunet.axes import ImageView
+from napari_attunet.axes import ImageView, guess_axes
 from napari_attunet.canvas import ClassLabeller, Labeller, ObjectLabeller
 from napari_attunet.errors import DataError
+from napari_attunet.intensity import (
+    ChannelChoice,
+    ChannelMixer,
+    Scaling,
+    choose_channels,
+    measure_scaling,
+)
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 
 __all__ = [
+    "Prepared",
     "Window",
     "choose_labeller",
     "default_halo",
     "default_tile",
-    "gate_grids",
     "per_axis",
+    "prepare",
 ]
+
+#: What normalisation is measured on.
+SAMPLE_VALUES = 4_000_000
 
 #: What a tile's activations may take. Above it larger tiles hardly save work any
 #: more, and below it the halo costs more than the image.
@@ -37,6 +49,70 @@ HALO_3D = 32
 
 #: No tile is made smaller than this by the retreat from a full memory.
 SMALLEST_TILE = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """An image that is ready to enter a network, part by part.
+
+    Attributes
+    ----------
+    view : ImageView
+    mix : ChannelMixer
+    scale : Scaling
+    """
+
+    view: ImageView
+    mix: ChannelMixer
+    scale: Scaling
+
+    def read(
+        self, frame: Sequence[int], start: Sequence[int], stop: Sequence[int]
+    ) -> npt.NDArray[np.float32]:
+        """Return what the network sees of a part, (channels, *spatial).
+
+        It is mirrored where it reaches beyond the image.
+        """
+        pixels = self.view.read_reflected(frame, start, stop)
+        return self.scale(self.mix(pixels))
+
+
+def prepare(
+    spec: ModelSpec,
+    image: Any,
+    *,
+    axes: str | None = None,
+    rgb: bool = False,
+    region: Sequence[slice] | None = None,
+    channels: ChannelChoice = "auto",
+) -> Prepared:
+    """Decide how an image enters a model; arguments as of `Segmenter.steps`.
+
+    Raises
+    ------
+    DataError
+        If the image cannot be used.
+    """
+    network = spec.network
+    axes = axes or guess_axes(
+        tuple(image.shape),
+        ndim=network.ndim,
+        in_channels=network.in_channels,
+        rgb=rgb,
+    )
+    view = ImageView(image, axes, ndim=network.ndim)
+    if region is not None:
+        view = Window(view, region)
+    sample = view.sample(SAMPLE_VALUES // view.n_channels)
+    mix = choose_channels(
+        channels,
+        n_channels=view.n_channels,
+        axes=view.axes,
+        spec_channels=spec.channels,
+        sample=sample,
+        dtype=np.dtype(image.dtype),
+    )
+    return Prepared(view, mix, measure_scaling(spec.normalization, mix(sample)))
 
 
 def default_halo(network: NetworkSpec) -> tuple[int, ...]:
@@ -85,14 +161,6 @@ def default_tile(
         if not any(can):
             return tuple(tile)
         parts[can.index(max(can))] += 1
-
-
-def gate_grids(network: NetworkSpec) -> tuple[tuple[int, ...], ...]:
-    """Return the scale of every gate's own grid, fine to coarse."""
-    if network.gate is None:
-        return ()
-    coarser = network.gate.signal == "coarse"
-    return tuple(network.scale(i + coarser) for i in range(network.levels - 1))
 
 
 def choose_labeller(

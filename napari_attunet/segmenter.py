@@ -6,42 +6,36 @@ import copy
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from napari_attunet.axes import ImageView, guess_axes
-from napari_attunet.canvas import AttentionMap, Canvas, Labeller
+from napari_attunet.architecture import Mechanism
+from napari_attunet.axes import ImageView
+from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas, Labeller
 from napari_attunet.devices import Device, choose_device, release_memory, threads
 from napari_attunet.errors import DeviceError
-from napari_attunet.intensity import (
-    ChannelChoice,
-    ChannelMixer,
-    Scaling,
-    choose_channels,
-    measure_scaling,
-)
+from napari_attunet.intensity import ChannelChoice
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
 from napari_attunet.plan import (
     SMALLEST_TILE,
-    Window,
+    Prepared,
     choose_labeller,
     default_halo,
     default_tile,
-    gate_grids,
     per_axis,
+    prepare,
 )
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.spec import ObjectSettings
 from napari_attunet.tiling import Tiling
 
-__all__ = ["AttentionMap", "Segmentation", "Segmenter", "segment"]
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-#: What normalisation is measured on.
-SAMPLE_VALUES = 4_000_000
+__all__ = ["AttentionMap", "AttentionTable", "Segmentation", "Segmenter", "segment"]
 
 #: How PyTorch says on its backends that memory is full.
 OUT_OF_MEMORY = (
@@ -66,7 +60,10 @@ class Segmentation:
     probabilities : array of float32, (K, *labels.shape), optional
         Of every class, where they were asked for.
     attention : tuple of AttentionMap
-        Fine to coarse, where it was asked for.
+        Where it was asked for: of the encoder, of skips, of the decoder, each fine to
+        coarse.
+    tables : tuple of AttentionTable
+        Of what attends to channels, or turns the image, where it was asked for.
     record : dict
         What was run: model, device, tile, halo, channels, seconds, and in
         ``"fallbacks"`` what had to be done otherwise than planned.
@@ -76,6 +73,7 @@ class Segmentation:
     axes: str
     probabilities: npt.NDArray[np.float32] | None
     attention: tuple[AttentionMap, ...]
+    tables: tuple[AttentionTable, ...]
     record: dict[str, Any]
 
 
@@ -83,9 +81,7 @@ class Segmentation:
 class _Job:
     """A run that is fully decided, but for the tile size and the device."""
 
-    view: ImageView
-    mix: ChannelMixer
-    scale: Scaling
+    prepared: Prepared
     attention: bool
     probabilities: bool
     output: Literal["classes", "objects"]
@@ -194,30 +190,12 @@ class Segmenter:
             If even the smallest tile doesn't fit into memory.
         """
         spec = self.model.spec
-        network = spec.network
-        axes = axes or guess_axes(
-            tuple(image.shape),
-            ndim=network.ndim,
-            in_channels=network.in_channels,
-            rgb=rgb,
-        )
-        view = ImageView(image, axes, ndim=network.ndim)
-        if region is not None:
-            view = Window(view, region)
         yield Progress(0, 1, "Measuring intensities")
-        sample = view.sample(SAMPLE_VALUES // view.n_channels)
-        mix = choose_channels(
-            channels,
-            n_channels=view.n_channels,
-            axes=view.axes,
-            spec_channels=spec.channels,
-            sample=sample,
-            dtype=np.dtype(image.dtype),
+        prepared = prepare(
+            spec, image, axes=axes, rgb=rgb, region=region, channels=channels
         )
         job = _Job(
-            view=view,
-            mix=mix,
-            scale=measure_scaling(spec.normalization, mix(sample)),
+            prepared=prepared,
             attention=attention,
             probabilities=probabilities,
             output=output or spec.output,
@@ -232,7 +210,9 @@ class Segmenter:
         """Run the job; out of memory, halve the tile; at last, take the CPU."""
         device = self.device
         network = self.model.spec.network
-        tile = self._tile or default_tile(network, job.view.spatial_shape, self._halo)
+        tile = self._tile or default_tile(
+            network, job.prepared.view.spatial_shape, self._halo
+        )
         smallest = tuple(max(SMALLEST_TILE, d) for d in network.divisor)
         fallbacks: list[str] = []
         try:
@@ -257,7 +237,7 @@ class Segmenter:
                         choose_device("cpu", self._threads),
                         reason="The GPU ran out of memory.",
                     )
-                    shape = job.view.spatial_shape
+                    shape = job.prepared.view.spatial_shape
                     tile = self._tile or default_tile(network, shape, self._halo)
                     fallbacks.append("The GPU ran out of memory: went on with the CPU.")
                 else:
@@ -283,7 +263,7 @@ class Segmenter:
         self, job: _Job, device: Device, tile: tuple[int, ...]
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
-        view, spec = job.view, self.model.spec
+        view, spec = job.prepared.view, self.model.spec
         network = self._network_on(device)
         tiling = Tiling(
             view.spatial_shape,
@@ -292,12 +272,13 @@ class Segmenter:
             divisor=spec.network.divisor,
         )
         frames = list(view.frames())
+        kept = [m for m in network.mechanisms if job.attention and m.kind != "pairwise"]
         total = len(frames) * len(tiling)
         canvas = _canvas(
             view,
             tiling,
             n_classes=spec.n_classes,
-            gates=gate_grids(spec.network) if job.attention else (),
+            mechanisms=kept,
             keep_probabilities=job.probabilities,
             labeller=job.labeller,
         )
@@ -306,16 +287,16 @@ class Segmenter:
             for part in tiling:
                 where = f"frame {number + 1} of {len(frames)}, " if frames[1:] else ""
                 yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-                pixels = view.read_reflected(
+                pixels = job.prepared.read(
                     frame,
                     tuple(r.start for r in part.read),
                     tuple(r.stop for r in part.read),
                 )
-                x = torch.from_numpy(job.scale(job.mix(pixels)))[None].to(device.name)
+                x = torch.from_numpy(pixels)[None].to(device.name)
                 with threads(self._threads) as thread_count:
-                    probabilities, alphas = _explain(network, x, job.attention)
-                canvas.put(frame, part, probabilities, alphas)
-                del x, probabilities, alphas
+                    probabilities, found = _explain(network, x, kept)
+                canvas.put(frame, part, probabilities, found)
+                del x, probabilities, found
                 if device.name == "cpu":  # else what tiles leave behind piles up
                     release_memory(device)
                 done += 1
@@ -333,11 +314,16 @@ class Segmenter:
             "halo": list(self._halo),
             "exact": len(tiling) == 1 or (spec.network.is_local and wide),
             "axes": view.axes,
-            "channels": job.mix.description,
+            "channels": job.prepared.mix.description,
             "output": job.output,
         }
         return Segmentation(
-            canvas.labels, view.label_axes, canvas.probabilities, canvas.maps(), record
+            canvas.labels,
+            view.label_axes,
+            canvas.probabilities,
+            canvas.maps(),
+            canvas.tables(),
+            record,
         )
 
 
@@ -361,16 +347,16 @@ class _TileTooLarge(Exception):
 
 
 def _explain(
-    network: AttentionUNet, x: torch.Tensor, attention: bool
+    network: AttentionUNet, x: torch.Tensor, kept: Sequence[Mechanism]
 ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-    """Return (K, *spatial) probabilities and, if wanted, every gate's α of a tile."""
+    """Return (K, *spatial) probabilities and the coefficients to keep of a tile."""
     try:
         with torch.inference_mode():
             explained = network.explain(x)
-            maps = explained.attention if attention else ()
+            found = zip(network.mechanisms, explained.attention, strict=True)
             return (
                 _probabilities(explained.logits)[0].cpu().numpy(),
-                [a.alpha[0, 0].cpu().numpy() for a in maps],
+                [values[0].cpu().numpy() for m, values in found if m in kept],
             )
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):

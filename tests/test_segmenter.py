@@ -11,18 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from napari_attunet import plan
+from napari_attunet.canvas import in_pixels
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
 from napari_attunet.plan import default_halo, default_tile
 from napari_attunet.segmenter import Segmenter, segment
 from napari_attunet.spec import (
+    AttentionSpec,
     GateSpec,
     ModelSpec,
     NetworkSpec,
     Normalization,
     ObjectSettings,
+    TransformerSpec,
 )
+from napari_attunet.tiling import Tile
 
 
 def make_model(seed=0, output="classes", **network):
@@ -59,13 +63,24 @@ EVERYTHING = {"attention": True, "probabilities": True}
     shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
     tile=st.tuples(st.integers(9, 60), st.integers(9, 60)),
     strides=st.tuples(*[st.tuples(st.integers(1, 3), st.integers(1, 3))] * 2),
-    signal=st.sampled_from(["fine", "coarse"]),
+    gate=st.sampled_from(
+        [
+            GateSpec(),
+            GateSpec(signal="coarse"),
+            GateSpec(signal="bottleneck"),
+            GateSpec(kind="grid", count=2),
+            GateSpec(kind="grid", signal="bottleneck"),
+        ]
+    ),
+    attention=st.sampled_from([(), (AttentionSpec(kind="cbam-spatial"),)]),
     upsampling=st.sampled_from(["nearest", "transposed"]),
     extra=st.integers(0, 1),
 )
-def test_tiles_change_nothing_in_2d(shape, tile, strides, signal, upsampling, extra):
+def test_tiles_change_nothing_in_2d(
+    shape, tile, strides, gate, attention, upsampling, extra
+):
     model = make_model(
-        strides=strides, gate=GateSpec(signal=signal), upsampling=upsampling
+        strides=strides, gate=gate, attention=attention, upsampling=upsampling
     )
     network = model.spec.network
     halo = [h + extra * d for h, d in zip(network.halo, network.divisor, strict=True)]
@@ -100,8 +115,17 @@ def test_3d_is_exact_with_the_whole_halo():
     assert_same(tiled, whole)
 
 
-def test_pooling_norms_say_that_tiles_matter():
-    model = make_model(norm="instance")
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        {"norm": "instance"},
+        {"attention": (AttentionSpec(kind="se"),)},
+        {"attention": (AttentionSpec(kind="self", where="bottleneck"),)},
+        {"transformer": TransformerSpec()},
+    ],
+)
+def test_what_pools_says_that_tiles_matter(pooling):
+    model = make_model(**pooling)
     image = make_image((80, 80))
     assert Segmenter(model).segment(image).record["exact"]
     assert not Segmenter(model, tile=40).segment(image).record["exact"]
@@ -121,11 +145,80 @@ def test_attention_lies_on_its_own_grid(scale):
     assert 0 <= found.values.min() < found.values.max() <= 1
 
 
+EVERY_KIND = (
+    AttentionSpec(kind="cbam"),
+    AttentionSpec(kind="self", where="bottleneck"),
+)
+
+
+def test_all_that_attends_is_named_and_placed():
+    model = make_model(
+        features=(4, 6, 8),
+        gate=GateSpec(kind="grid", count=2),
+        attention=EVERY_KIND,
+        transformer=TransformerSpec(),
+    )
+    image = make_image((3, 37, 30))
+    result = Segmenter(model).segment(image, axes="TYX", attention=True)
+    assert [m.name for m in result.attention] == [
+        "CBAM encoder level 1",
+        "CBAM encoder level 2",
+        "CBAM encoder level 3",
+        "α level 1 gate 1",
+        "α level 1 gate 2",
+        "α level 2 gate 1",
+        "α level 2 gate 2",
+        "CBAM decoder level 1",
+        "CBAM decoder level 2",
+    ]
+    for found in result.attention:
+        assert 0 <= found.values.min() <= found.values.max() <= 1
+        factor = found.scale[1]
+        assert found.values.shape == (3, -(-37 // factor), -(-30 // factor))
+    assert [t.name for t in result.tables] == [
+        "spatial transformer",
+        *(f"CBAM encoder level {i}" for i in (1, 2, 3)),
+        *(f"CBAM decoder level {i}" for i in (1, 2)),
+    ]
+    transform, *channels = result.tables
+    assert transform.values.shape == (3, 1, 3, 3)
+    assert [t.values.shape for t in channels] == [(3, 1, c) for c in (4, 6, 8, 4, 6)]
+    assert all(0 <= t.values.min() <= t.values.max() <= 1 for t in channels)
+
+
+def test_each_tile_has_a_row_of_its_own():
+    model = make_model(attention=(AttentionSpec(kind="se"),))
+    image = make_image((64, 40))
+    segmenter = Segmenter(model, tile=32, halo=0)
+    (table, *_) = segmenter.segment(image, axes="YX", attention=True).tables
+    assert table.values.shape == (4, 2)
+    assert table.regions[1] == (slice(0, 32), slice(32, 40))
+    top = segmenter.segment(
+        image, axes="YX", region=(slice(0, 32), slice(0, 32)), attention=True
+    )
+    np.testing.assert_allclose(top.tables[0].values[0], table.values[0], atol=1e-5)
+
+
+def test_where_the_transformer_looks_is_told_in_pixels():
+    """A frame half as large around the middle of the tile's lower right quarter."""
+    tile = Tile(
+        (slice(16, 48), slice(0, 64)), (slice(0, 32),) * 2, (slice(16, 48),) * 2
+    )
+    matrix = np.array([[0.5, 0, 0.5], [0, 0.5, 0.5]])  # x first
+    found = in_pixels(matrix.astype(np.float32), tile)
+    corners = [(-0.5, -0.5, 1), (31.5, 63.5, 1)]
+    np.testing.assert_allclose(
+        [(found @ corner)[:2] for corner in corners], [(31.5, 31.5), (47.5, 63.5)]
+    )
+    identity = in_pixels(np.eye(2, 3, dtype=np.float32), tile)
+    np.testing.assert_allclose(identity, [[1, 0, 16], [0, 1, 0], [0, 0, 1]], atol=1e-6)
+
+
 def test_a_plain_unet_has_no_attention():
     result = Segmenter(make_model(gate=None)).segment(
         make_image((20, 20)), **EVERYTHING
     )
-    assert result.attention == ()
+    assert (result.attention, result.tables) == ((), ())
 
 
 DTYPES = ["bool", "uint8", "int16", "uint32", "int64", "float16", "float32", "float64"]

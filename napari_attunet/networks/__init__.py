@@ -7,7 +7,6 @@ from napari_attunet.networks.unet import (
     Edits,
     Encoded,
     Explained,
-    Mechanism,
 )
 
 __all__ = [
@@ -18,6 +17,5 @@ __all__ = [
     "Explained",
     "Gate",
     "Gated",
-    "Mechanism",
     "look",
 ]

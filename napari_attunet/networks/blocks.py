@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_attunet.architecture import AttentionSpec, Norm
+from napari_attunet.architecture import AttentionSpec, Kind, Norm
 from napari_attunet.errors import ModelError
 from napari_attunet.networks.layers import LAYERS, conv, norm
 
@@ -26,7 +26,6 @@ __all__ = [
     "BlockAttention",
     "ChannelAttention",
     "ConvBlock",
-    "Kind",
     "SelfAttention",
     "SpatialAttention",
     "SqueezeExcitation",
@@ -35,10 +34,6 @@ __all__ = [
 
 #: Coefficients at the start of training are about sigmoid(2) = 0.88: near open.
 OPEN_BIAS = 2.0
-
-#: What coefficients are: of a skip connection's pixels, of a block's pixels, of its
-#: channels, of pairs of positions, and where the image is looked at.
-Kind = Literal["gate", "spatial", "channel", "pairwise", "transform"]
 
 
 class Attended(NamedTuple):

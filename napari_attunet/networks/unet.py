@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from napari_attunet.architecture import NetworkSpec
+from napari_attunet.architecture import Mechanism, NetworkSpec, Part
 from napari_attunet.errors import DataError
-from napari_attunet.networks.blocks import BlockAttention, ConvBlock, Kind
+from napari_attunet.networks.blocks import BlockAttention, ConvBlock
 from napari_attunet.networks.gates import Gate, MultiGate, Ports
 from napari_attunet.networks.layers import Up, conv, max_pool, norm
 from napari_attunet.networks.transformer import SpatialTransformer, sample
 
-__all__ = ["AttentionUNet", "Edits", "Encoded", "Explained", "Mechanism"]
+__all__ = ["AttentionUNet", "Edits", "Encoded", "Explained"]
 
 #: α to use instead of what gates find, by level of the skip: (N or 1, G or 1, *spatial
 #: of the gate's own grid), or one number for everywhere.
 Edits = Mapping[int, Tensor | float]
-
-
-@dataclass(frozen=True, slots=True)
-class Mechanism:
-    """A part of a network that attends to something.
-
-    Attributes
-    ----------
-    name : str
-        Registered name, such as ``"additive"`` or ``"se"``.
-    kind : {"gate", "spatial", "channel", "pairwise", "transform"}
-        What its coefficients are.
-    part : {"input", "encoder", "skip", "decoder"}
-        Where in the network it is.
-    level : int
-        0 is the finest.
-    scale : tuple of int
-        Input pixels in one cell of its grid, for each spatial axis; for channels and
-        transforms, which have none, those of its level.
-    channels : int
-        Gates on this skip; of channel attention, weights.
-    """
-
-    name: str
-    kind: Kind
-    part: Literal["input", "encoder", "skip", "decoder"]
-    level: int
-    scale: tuple[int, ...]
-    channels: int = 1
 
 
 class Encoded(NamedTuple):
@@ -210,9 +180,7 @@ class AttentionUNet(nn.Module):
             found += self._in_block("decoder", level)
         return tuple(found)
 
-    def _in_block(
-        self, part: Literal["encoder", "decoder"], level: int
-    ) -> Iterator[Mechanism]:
+    def _in_block(self, part: Part, level: int) -> Iterator[Mechanism]:
         spec = self.spec
         scale = spec.scale(level)
         for a in spec.attention_in(part, level):

@@ -23,7 +23,7 @@ from napari_attunet.axes import ImageView, guess_axes
 from napari_attunet.errors import DataError
 from napari_attunet.intensity import ChannelMixer, choose_channels, measure_scaling
 from napari_attunet.objects import object_targets
-from napari_attunet.segmenter import SAMPLE_VALUES
+from napari_attunet.plan import SAMPLE_VALUES
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.augmentation import (
     counterstain,
