@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["AttentionMap", "AttentionTable", "Segmentation", "Segmenter", "segment"]
+__all__ = [
+    "AttentionMap",
+    "AttentionTable",
+    "Segmentation",
+    "Segmenter",
+    "class_probabilities",
+    "segment",
+]
 
 #: How PyTorch says on its backends that memory is full.
 OUT_OF_MEMORY = (
@@ -105,6 +112,15 @@ class Segmenter:
         Margin that is read around each tile; by default in 2D all that the network
         sees (tiles then change nothing), in 3D a smaller one.
 
+    Attributes
+    ----------
+    model : Model
+    device : Device
+    threads : int, optional
+        As given.
+    halo : tuple of int
+        As used.
+
     Raises
     ------
     DeviceError
@@ -123,9 +139,9 @@ class Segmenter:
         network = model.spec.network
         self.model = model
         self.device = choose_device(device, threads)
-        self._threads = threads
+        self.threads = threads
         self._tile = per_axis(tile, network, "tile", least=1)
-        self._halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
+        self.halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
 
     def segment(self, image: Any, **options: Any) -> Segmentation:
         """Return the segmentation of an image; options as in `steps`."""
@@ -211,7 +227,7 @@ class Segmenter:
         device = self.device
         network = self.model.spec.network
         tile = self._tile or default_tile(
-            network, job.prepared.view.spatial_shape, self._halo
+            network, job.prepared.view.spatial_shape, self.halo
         )
         smallest = tuple(max(SMALLEST_TILE, d) for d in network.divisor)
         fallbacks: list[str] = []
@@ -234,11 +250,11 @@ class Segmenter:
                     )
                 elif device.name != "cpu":
                     device = replace(
-                        choose_device("cpu", self._threads),
+                        choose_device("cpu", self.threads),
                         reason="The GPU ran out of memory.",
                     )
                     shape = job.prepared.view.spatial_shape
-                    tile = self._tile or default_tile(network, shape, self._halo)
+                    tile = self._tile or default_tile(network, shape, self.halo)
                     fallbacks.append("The GPU ran out of memory: went on with the CPU.")
                 else:
                     raise DeviceError(
@@ -249,7 +265,7 @@ class Segmenter:
         finally:
             release_memory(device)
 
-    def _network_on(self, device: Device) -> AttentionUNet:
+    def network_on(self, device: Device) -> AttentionUNet:
         """Return the network on the device; a copy, unless that is where it is.
 
         The model may be in use elsewhere and is never moved.
@@ -264,11 +280,11 @@ class Segmenter:
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
         view, spec = job.prepared.view, self.model.spec
-        network = self._network_on(device)
+        network = self.network_on(device)
         tiling = Tiling(
             view.spatial_shape,
             tile=tile,
-            halo=self._halo,
+            halo=self.halo,
             divisor=spec.network.divisor,
         )
         frames = list(view.frames())
@@ -293,7 +309,7 @@ class Segmenter:
                     tuple(r.stop for r in part.read),
                 )
                 x = torch.from_numpy(pixels)[None].to(device.name)
-                with threads(self._threads) as thread_count:
+                with threads(self.threads) as thread_count:
                     probabilities, found = _explain(network, x, kept)
                 canvas.put(frame, part, probabilities, found)
                 del x, probabilities, found
@@ -303,7 +319,7 @@ class Segmenter:
             if job.output == "objects":
                 yield Progress(done, total, "Separating objects")
             canvas.finish(frame)
-        wide = all(h >= n for h, n in zip(self._halo, spec.network.halo, strict=True))
+        wide = all(h >= n for h, n in zip(self.halo, spec.network.halo, strict=True))
         record = {
             "model": spec.key,
             "device": str(device),
@@ -311,7 +327,7 @@ class Segmenter:
             "threads": thread_count,
             "tile": list(tile),
             "tiles": len(tiling),
-            "halo": list(self._halo),
+            "halo": list(self.halo),
             "exact": len(tiling) == 1 or (spec.network.is_local and wide),
             "axes": view.axes,
             "channels": job.prepared.mix.description,
@@ -334,7 +350,7 @@ def segment(
     return Segmenter(model, device=device).segment(image, **options)
 
 
-def _probabilities(logits: torch.Tensor) -> torch.Tensor:
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Return class probabilities, background first; (N, K, *spatial) float32."""
     if logits.shape[1] == 1:
         foreground = torch.sigmoid(logits.float())
@@ -355,7 +371,7 @@ def _explain(
             explained = network.explain(x)
             found = zip(network.mechanisms, explained.attention, strict=True)
             return (
-                _probabilities(explained.logits)[0].cpu().numpy(),
+                class_probabilities(explained.logits)[0].cpu().numpy(),
                 [values[0].cpu().numpy() for m, values in found if m in kept],
             )
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:

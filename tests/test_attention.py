@@ -1,0 +1,88 @@
+"""What gates do is counted by the pixels their cells cover, and said in words."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from napari_attunet.attention import cell_coverage, gate_statistics
+from napari_attunet.canvas import AttentionMap
+from napari_attunet.errors import DataError
+
+
+def attention(values, factor=1):
+    values = np.asarray(values, np.float32)
+    return AttentionMap(
+        name="α level 1",
+        level=1,
+        kind="gate",
+        values=values,
+        scale=(factor,) * values.ndim,
+        translate=((factor - 1) / 2,) * values.ndim,
+    )
+
+
+@given(
+    shape=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    scale=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    seed=st.integers(0, 100),
+)
+def test_a_coarse_map_counts_as_if_it_were_laid_on_the_pixels(shape, scale, seed):
+    rng = np.random.default_rng(seed)
+    mask = rng.random(shape) < 0.4
+    grid = tuple(-(-n // s) for n, s in zip(shape, scale, strict=True))
+    alpha = rng.random(grid).astype(np.float32)
+    one = AttentionMap("α level 2", 2, "gate", alpha, scale, (0.0, 0.0))
+    pixels = alpha.repeat(scale[0], 0).repeat(scale[1], 1)[: shape[0], : shape[1]]
+    pixels = pixels.astype(float)
+
+    found = gate_statistics(one, mask)
+
+    assert found.mean == pytest.approx(pixels.mean())
+    for value, where in ((found.inside, mask), (found.outside, ~mask)):
+        if where.any():
+            assert value == pytest.approx(pixels[where].mean())
+        else:
+            assert math.isnan(value)
+    assert found.open == pytest.approx((pixels > 0.9).mean())
+    assert found.closed == pytest.approx((pixels < 0.1).mean())
+    entropy = -(pixels * np.log2(pixels) + (1 - pixels) * np.log2(1 - pixels))
+    assert found.entropy == pytest.approx(entropy.mean())
+    assert cell_coverage(mask, scale).sum() == mask.sum()
+
+
+HALF = np.zeros((4, 4), bool)
+HALF[:2] = True
+
+
+@pytest.mark.parametrize(
+    ("on", "off", "remark"),
+    [
+        (0.9, 0.2, ""),
+        (1.0, 0.0, ""),
+        (0.2, 0.9, "Opens on the background rather than on the objects."),
+        (0.0, 1.0, "Opens on the background rather than on the objects."),
+        (0.75, 0.7, "Does not tell objects from background."),
+        (0.97, 0.96, "Does nothing: open everywhere."),
+        (0.03, 0.01, "Does nothing: closed everywhere."),
+        (0.5, 0.5, "Does nothing: half open everywhere."),
+    ],
+)
+def test_what_is_worth_knowing_is_said(on, off, remark):
+    assert gate_statistics(attention(np.where(HALF, on, off)), HALF).remark == remark
+
+
+def test_numbers_of_a_gate_that_is_only_open_or_closed():
+    found = gate_statistics(attention(HALF), HALF)
+    assert (found.inside, found.outside, found.contrast) == (1, 0, math.inf)
+    assert (found.open, found.closed, found.entropy) == (0.5, 0.5, 0)
+    shut = gate_statistics(attention(HALF * 0), HALF)
+    assert math.isnan(shut.contrast)
+    assert shut.remark == "Does nothing: closed everywhere."
+
+
+def test_a_mask_of_another_image_is_refused():
+    with pytest.raises(DataError, match="shape"):
+        gate_statistics(attention(np.ones((4, 4)), 2), np.ones((4, 4), bool))
