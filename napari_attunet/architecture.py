@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from napari_attunet.schema import check, check_choices
 
 __all__ = [
+    "ATTENTION",
+    "GATES",
+    "SIGNALS",
+    "WHERE",
     "AttentionSpec",
     "GateSpec",
     "Kind",
@@ -29,6 +33,15 @@ Norm = Literal["batch", "instance", "group"]
 Kind = Literal["gate", "spatial", "channel", "pairwise", "transform"]
 #: Where in a network something attends.
 Part = Literal["input", "encoder", "skip", "decoder"]
+
+Signal = Literal["fine", "coarse", "bottleneck"]
+Where = Literal["all", "encoder", "decoder", "bottleneck"]
+
+#: What is registered, for choices that cannot wait for PyTorch.
+GATES = ("additive", "grid", "multiplicative")
+ATTENTION = ("cbam", "cbam-channel", "cbam-spatial", "eca", "se", "self")
+SIGNALS: tuple[str, ...] = get_args(Signal)
+WHERE: tuple[str, ...] = get_args(Where)
 
 #: Attention inside blocks that looks at neighbours only, and how far. All other kinds
 #: are taken to pool over the whole input.
@@ -65,7 +78,7 @@ class GateSpec:
     """
 
     kind: str = "additive"
-    signal: Literal["fine", "coarse", "bottleneck"] | None = None
+    signal: Signal | None = None
     activation: Activation = "relu"
     channels: tuple[int, ...] | None = None
     norm: Norm | None = "batch"
@@ -106,7 +119,7 @@ class AttentionSpec:
     """
 
     kind: str = "se"
-    where: Literal["all", "encoder", "decoder", "bottleneck"] = "all"
+    where: Where = "all"
     reduction: int = 8
     pool: int = 1
 

@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from napari_attunet.architecture import NetworkSpec
+from napari_attunet.cli.architecture import described
 from napari_attunet.cli.console import table
 from napari_attunet.cli.training import Teller, check_out, given, named, refuse
 from napari_attunet.errors import DataError
@@ -111,11 +113,16 @@ def train(args: argparse.Namespace, teller: Teller) -> None:
 def read_settings(args: argparse.Namespace) -> RoundSettings:
     """Return the settings of a round: those given one by one over ``--settings``."""
     from napari_attunet.schema import from_json
+    from napari_attunet.training.lessons import FEATURES
     from napari_attunet.training.settings import RoundSettings
 
     settings = from_json(RoundSettings, args.settings or "{}")
     names = ("effort", "freeze", "steps", "learning_rate", "output", "seed")
     asked = given(args, names)
+    default = settings.network or NetworkSpec(features=FEATURES)
+    network = described(args, default)
+    if network is not None:
+        asked["network"] = network
     if args.start is not None:
         asked["starts"] = STARTS[args.start]
     if args.parent is None and args.out is not None and settings.name is None:

@@ -111,12 +111,13 @@ class Task:
     source: Path
     target: Path
 
-    def beside(self, what: str) -> Path:
+    def beside(self, what: str, suffix: str | None = None) -> Path:
         """Return the file of another result, such as ``"alpha_level_1"``."""
         from napari_attunet.images import image_format, image_stem, image_suffix
 
-        png = image_format(self.target) == "png"
-        suffix = ".tif" if png else image_suffix(self.target)
+        if suffix is None:
+            png = image_format(self.target) == "png"
+            suffix = ".tif" if png else image_suffix(self.target)
         stem = image_stem(self.target).removesuffix("_labels")
         return self.target.with_name(f"{stem}_{what}{suffix}")
 
@@ -167,6 +168,7 @@ def _segment(
         write_attention,
         write_labels,
         write_probabilities,
+        write_tables,
     )
     from napari_attunet.intensity import PLAIN_CHANNELS
 
@@ -191,12 +193,11 @@ def _segment(
         "unit": image.unit,
         "origin": image.origin,
     }
-    maps = {
-        free(task.beside(a.name.replace("α", "alpha").replace(" ", "_"))): a
-        for a in result.attention
-    }
+    maps = {free(task.beside(_file_name(a.name))): a for a in result.attention}
     for path, attention in maps.items():
         write_attention(path, attention, **place)
+    if result.tables:
+        write_tables(free(task.beside("attention", ".json")), result.tables)
     if result.probabilities is not None:
         classes = segmenter.model.spec.classes
         path = task.beside("probabilities")
@@ -209,6 +210,10 @@ def _segment(
     if result.record["channels"] != PLAIN_CHANNELS:
         notes = f" ({result.record['channels']}){notes}"
     return f"{task.source} -> {task.target}{found}{notes}"
+
+
+def _file_name(name: str) -> str:
+    return name.replace("α", "alpha").replace(" ", "_").lower()
 
 
 def expand(
@@ -300,8 +305,8 @@ def _tile(numbers: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
 def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     """Return the options of the segmenter that the arguments stand for."""
     spec = segmenter.model.spec
-    if args.attention and spec.network.gate is None:
-        raise DataError(f"{spec.key} has no attention gates: leave out --attention.")
+    if args.attention and not segmenter.model.network.mechanisms:
+        raise DataError(f"{spec.key} has no attention to show: leave out --attention.")
     channels: str | tuple[int, ...] = args.channels.replace("-", " ")
     if re.fullmatch(r"\d+(,\d+)*", args.channels):
         channels = numbers(args.channels)

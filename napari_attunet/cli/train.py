@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from napari_attunet.cli import learn
+from napari_attunet.cli import architecture, learn
 from napari_attunet.cli.console import add_device, positive
 from napari_attunet.cli.training import (
     Teller,
@@ -105,6 +105,7 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
         help='JSON with "model" (what to build) and "training" (how), each optional',
     )
     learn.add_options(parser)
+    architecture.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -114,6 +115,8 @@ def run(args: argparse.Namespace) -> bool:
     stream = Stream(sys.stdout) if args.json and rank == 0 else None
     train = _train if args.training_set is None else _train_on_set
     try:
+        if args.parent is not None:
+            refuse(args, architecture.OPTIONS, "goes without --from only")
         train(args, Teller(stream, supervisor))
     except Exception as error:
         if stream is not None:
@@ -145,6 +148,8 @@ def _train(args: argparse.Namespace, teller: Teller) -> None:
         raise DataError("Training on --images needs --labels and -o as well.")
     check_out(args)
     described, settings = read_recipe(args.config)
+    if described is not None:
+        refuse(args, architecture.OPTIONS, f"the model is described in {args.config}")
     asked = given(args, ("steps", "learning_rate", "seed"))
     settings = dataclasses.replace(settings, **asked)
     pairs, validation = _pairs(args, settings.seed)
@@ -279,7 +284,7 @@ def _start(
 
 
 def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:
-    """Return a small 2D network that fits the first image and all labels."""
+    """Return a network that fits the first image and all labels, by default small."""
     from napari_attunet.spec import ModelSpec, NetworkSpec
 
     first = pairs[0]
@@ -298,10 +303,9 @@ def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:
         out_channels=3 if objects else max(2, top + 1),
         features=FEATURES,
     )
-    name = args.out.stem
     return ModelSpec(
-        name=name,
-        network=network,
+        name=args.out.stem,
+        network=architecture.described(args, network) or network,
         channels=channels,
         classes=classes,
         output=output,

@@ -20,6 +20,7 @@ from napari_attunet.images.writing import (
     write_image,
     write_labels,
     write_probabilities,
+    write_tables,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "write_image",
     "write_labels",
     "write_probabilities",
+    "write_tables",
 ]

@@ -6,6 +6,7 @@ as OME-TIFF.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -27,9 +28,15 @@ from napari_attunet.images.names import image_format, image_stem
 from napari_attunet.images.units import UNITS
 
 if TYPE_CHECKING:
-    from napari_attunet.segmenter import AttentionMap
+    from napari_attunet.canvas import AttentionMap, AttentionTable
 
-__all__ = ["write_attention", "write_image", "write_labels", "write_probabilities"]
+__all__ = [
+    "write_attention",
+    "write_image",
+    "write_labels",
+    "write_probabilities",
+    "write_tables",
+]
 
 #: Up to here float64 has every whole number.
 LARGEST_WHOLE = 2**53
@@ -239,6 +246,29 @@ def write_attention(
     grid = _grid(pixel_size, unit, origin)
     grid = grid.coarser(axes, attention.scale, attention.translate)
     _write(Path(path), np.asarray(attention.values, np.float32), axes, grid, {})
+
+
+def write_tables(
+    path: str | os.PathLike[str], tables: Sequence[AttentionTable]
+) -> None:
+    """Write attention that lies on no grid as JSON: channels, and transforms.
+
+    A list of objects with the fields of `AttentionTable`; the region that a row of
+    values comes from is given by its first and last-plus-one pixel along each axis.
+    """
+    told = [
+        {
+            "name": table.name,
+            "level": table.level,
+            "kind": table.kind,
+            "values": np.round(table.values.astype(float), 6).tolist(),
+            "regions": [[[s.start, s.stop] for s in r] for r in table.regions],
+        }
+        for table in tables
+    ]
+    path = Path(path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(told, ensure_ascii=False), "utf-8")
 
 
 def _omero_channel(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import pytest
 import tifffile
 
 from napari_attunet import devices
+from napari_attunet.architecture import ATTENTION
 from napari_attunet.cli import train
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import DataError, ModelError
@@ -24,7 +25,7 @@ from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.samples import synthetic_nuclei
-from napari_attunet.spec import NetworkSpec
+from napari_attunet.spec import AttentionSpec, GateSpec, NetworkSpec, TransformerSpec
 from napari_attunet.training.process import COMMAND, child_steps
 from napari_attunet.training.record import Contender, Round, read_record
 from napari_attunet.training.samples import Pair
@@ -143,6 +144,71 @@ def test_train_from_scratch_fits_the_images(
     assert spec.n_classes == 2
 
 
+NETWORKS: dict[str, dict[str, Any]] = {
+    "--gate none": {"gate": None},
+    "--gate grid": {"gate": GateSpec(kind="grid")},
+    "--gate multiplicative --signal coarse": {
+        "gate": GateSpec(kind="multiplicative", signal="coarse")
+    },
+    "--signal bottleneck": {"gate": GateSpec(signal="bottleneck")},
+    "--attention se --attention self@bottleneck": {
+        "attention": (
+            AttentionSpec(kind="se"),
+            AttentionSpec(kind="self", where="bottleneck"),
+        )
+    },
+    "--transformer --residual": {"transformer": TransformerSpec(), "residual": True},
+    "--ndim 3": {"ndim": 3},
+} | {f"--attention {k}": {"attention": (AttentionSpec(kind=k),)} for k in ATTENTION}
+
+
+@pytest.mark.parametrize(("options", "expected"), NETWORKS.items(), ids=NETWORKS)
+def test_every_mechanism_trains_and_segments(
+    call: Call, tmp_path: Path, options: str, expected: dict[str, Any]
+) -> None:
+    ndim = expected.get("ndim", 2)
+    axes = "ZYX"[3 - ndim :]
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        image = rng.integers(0, 255, (16,) * ndim, np.uint8)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        tifffile.imwrite(
+            tmp_path / "in" / f"{name}.tif", image, metadata={"axes": axes}
+        )
+        labels = (image > 128).astype(np.int32)
+        write_labels(tmp_path / "labels" / f"{name}.tif", labels, axes=axes)
+    recipe = tmp_path / "recipe.json"
+    crop = [16] * ndim
+    recipe.write_text(
+        json.dumps({"training": {"steps": 1, "batch_size": 2, "crop": crop}})
+    )
+    model = tmp_path / "m.safetensors"
+    code, _, errors = call(
+        *("train", "--images", tmp_path / "in", "--labels", tmp_path / "labels"),
+        *("--config", recipe, "-o", model, "--val-fraction", 0, "--threads", 1),
+        *("--output", "classes", "--features", "8,16", *options.split()),
+    )
+    assert (code, errors) == (0, "")
+    network = read_spec(model).network
+    wanted = NetworkSpec(out_channels=2, features=(8, 16), **expected)
+    assert network == wanted
+    code, _, errors = call(
+        *("segment", tmp_path / "in" / "a.tif", "--model", model, "--threads", 1),
+        *("-o", tmp_path / "out", "--axes", axes),
+        *(["--attention"] if options != "--gate none" else []),
+    )
+    assert (code, errors) == (0, "")
+    written = {p.name for p in (tmp_path / "out").iterdir()}
+    if network.gate is not None:
+        assert "a_alpha_level_1.tif" in written
+    assert ("a_attention.json" in written) == (
+        network.transformer is not None
+        or any(
+            a.kind in ("se", "eca", "cbam", "cbam-channel") for a in network.attention
+        )
+    )
+
+
 def test_what_lies_outside_the_regions_does_not_count(
     call: Call,
     tmp_path: Path,
@@ -189,6 +255,8 @@ def test_what_lies_outside_the_regions_does_not_count(
         (["--images", "x", "--labels", "y"], "needs --labels and -o"),
         (["--set", "x", "--regions", "y"], "--regions: goes with --images only"),
         (["--set", "x"], "--round"),
+        (["--images", "x", "--from", "m", "--gate", "grid"], "goes without --from"),
+        (["--set", "x", "--from", "m", "--residual"], "goes without --from"),
         (["--set", "x", "-o", "y.pt"], "ends in .safetensors"),
         (["--set", "x", "--round", "y"], "no folder x"),
     ],

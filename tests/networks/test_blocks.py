@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from napari_attunet.architecture import ATTENTION, GATES
 from napari_attunet.errors import ModelError
 from napari_attunet.networks.blocks import BlockAttention, ConvBlock, look
+from napari_attunet.networks.gates import Gate
 from napari_attunet.spec import AttentionSpec
 
 KINDS = sorted(BlockAttention.kinds)
@@ -197,6 +199,11 @@ def test_windows_need_not_divide_the_grid():
     attended = make("self", pool=3)(x)
     assert attended.features.shape == x.shape
     assert attended.coefficients[0].shape[3:] == (3, 3)
+
+
+def test_all_kinds_can_be_chosen_without_pytorch():
+    assert sorted(ATTENTION) == KINDS
+    assert sorted(GATES) == sorted(Gate.kinds)
 
 
 def test_a_misspelt_name_lists_the_right_ones():
