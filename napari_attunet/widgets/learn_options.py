@@ -18,14 +18,26 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
+from napari_attunet.architecture import (
+    ATTENTION,
+    GATES,
+    SIGNALS,
+    WHERE,
+    AttentionSpec,
+    GateSpec,
+    NetworkSpec,
+    TransformerSpec,
+)
 from napari_attunet.errors import ModelError
-from napari_attunet.spec import GateSpec, ModelSpec, NetworkSpec
+from napari_attunet.spec import ModelSpec
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.widgets.options import let_shrink, make_form
 
 __all__ = ["LearnOptions"]
 
 OPEN, CLOSED = "▾  Advanced", "▸  Advanced"
+
+NONE, AUTO = "none", "auto"
 
 FREEZE = (("nothing", "nothing"), ("encoder", "encoder"))
 
@@ -52,7 +64,12 @@ class LearnOptions(QCollapsible):
           Finds            [ objects     v ]
           Dimensions       [ 2D          v ]
           Features         [ 16, 32, ...   ]
-          Attention gates  [x]
+          Attention gates  [ additive    v ]
+          Gating signal    [ auto        v ]
+          Attention        [ none        v ]
+          Attention in     [ all         v ]
+          Transformer      [ ]
+          Residual         [ ]
           Steps            [-  auto       +]
           Learning rate    [-  auto       +]
           Frozen           [ nothing     v ]
@@ -88,9 +105,29 @@ class LearnOptions(QCollapsible):
         self.features.setToolTip(
             "Channels of each level of the network, fine to coarse"
         )
-        self.gates = QCheckBox()
-        self.gates.setChecked(True)
-        self.gates.setToolTip("Off makes a plain U-Net, with no attention to show")
+        self.gates = QComboBox()
+        self.gates.addItems([*GATES, NONE])
+        self.gates.setToolTip(
+            "What guards the skip connections; none makes a plain U-Net"
+        )
+        self.signal = QComboBox()
+        self.signal.addItems([AUTO, *SIGNALS])
+        self.signal.setToolTip("From where in the network gates are told what to pass")
+        self.attention = QComboBox()
+        self.attention.addItems([NONE, *ATTENTION])
+        self.attention.setToolTip(
+            "Attention inside the blocks: of channels (se, eca, cbam-channel), of "
+            "places (cbam-spatial), of both (cbam), or between places (self)"
+        )
+        self.where = QComboBox()
+        self.where.addItems(WHERE)
+        self.where.setToolTip("In which blocks; between places, take the bottleneck")
+        self.transformer = QCheckBox()
+        self.transformer.setToolTip(
+            "Let the network turn, shift and scale the image before it looks"
+        )
+        self.residual = QCheckBox()
+        self.residual.setToolTip("Blocks add what came in to what they make of it")
         self.steps = QSpinBox()
         self.steps.setRange(0, 10**6)
         self.steps.setSingleStep(50)
@@ -127,8 +164,12 @@ class LearnOptions(QCollapsible):
         self.seed = QSpinBox()
         self.seed.setRange(0, 2**31 - 1)
         self.seed.setToolTip("The same seed, data and device give the same model")
-        for box in (self.output, self.dimensions, self.freeze, self.augmentation):
+        for box in (
+            *(self.output, self.dimensions, self.freeze, self.augmentation),
+            *(self.gates, self.signal, self.attention, self.where),
+        ):
             let_shrink(box)
+        self.attention.currentTextChanged.connect(self._on_attention)
         let_shrink(self.device)
         form = make_form()
         for text, field in (
@@ -137,6 +178,11 @@ class LearnOptions(QCollapsible):
             ("Dimensions", self.dimensions),
             ("Features", self.features),
             ("Attention gates", self.gates),
+            ("Gating signal", self.signal),
+            ("Attention", self.attention),
+            ("Attention in", self.where),
+            ("Transformer", self.transformer),
+            ("Residual", self.residual),
             ("Steps", self.steps),
             ("Learning rate", self.learning_rate),
             ("Frozen", self.freeze),
@@ -156,6 +202,11 @@ class LearnOptions(QCollapsible):
             self.dimensions,
             self.features,
             self.gates,
+            self.signal,
+            self.attention,
+            self.where,
+            self.transformer,
+            self.residual,
         )
         self._of_new: list[Any] = [*described, *map(form.labelForField, described)]
         only_old = self.freeze, self.scratch
@@ -237,5 +288,25 @@ class LearnOptions(QCollapsible):
             ndim=self.dimensions.currentData(),
             out_channels=3 if self.output.currentText() == "objects" else 2,
             features=tuple(map(int, numbers)),
-            gate=GateSpec() if self.gates.isChecked() else None,
+            gate=self._gate(),
+            attention=self._attention(),
+            transformer=TransformerSpec() if self.transformer.isChecked() else None,
+            residual=self.residual.isChecked(),
         )
+
+    def _gate(self) -> GateSpec | None:
+        kind, signal = self.gates.currentText(), self.signal.currentText()
+        if kind == NONE:
+            return None
+        return GateSpec(kind=kind, signal=None if signal == AUTO else signal)  # type: ignore[arg-type]
+
+    def _attention(self) -> tuple[AttentionSpec, ...]:
+        kind, where = self.attention.currentText(), self.where.currentText()
+        if kind == NONE:
+            return ()
+        return (AttentionSpec(kind=kind, where=where),)  # type: ignore[arg-type]
+
+    def _on_attention(self, kind: str) -> None:
+        """Self-attention of fine levels takes more memory than machines have."""
+        if kind == "self":
+            self.where.setCurrentText("bottleneck")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,20 @@ import torch
 from napari.utils.notifications import notification_manager
 from skimage import data
 
+from napari_attunet.architecture import ATTENTION, GATES, SIGNALS, WHERE
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import TrainingError
 from napari_attunet.library import Library
 from napari_attunet.model import Model, save_model
 from napari_attunet.progress import Progress
 from napari_attunet.schema import from_json
-from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.spec import (
+    AttentionSpec,
+    GateSpec,
+    ModelSpec,
+    NetworkSpec,
+    TransformerSpec,
+)
 from napari_attunet.training.record import ROUNDS, Contender, Record, Round
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.widgets import rounds
@@ -273,7 +282,7 @@ def test_a_new_model(panel, child, qtbot):
     options.name.setText("tubes")
     options.features.setText("8, 16, 32")
     options.dimensions.setCurrentText("3D")
-    options.gates.setChecked(False)
+    options.gates.setCurrentText("none")
     options.output.setCurrentText("classes")
     assert (panel.form.spec.name, panel.form.spec.output) == ("tubes", "classes")
     begin(qtbot, panel)
@@ -289,6 +298,50 @@ def test_a_new_model(panel, child, qtbot):
     assert panel.compare.show_changes.isHidden()  # there is no old model
     panel.compare.discard.click()
     idle(qtbot, panel)
+
+
+MECHANISMS: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    **{
+        gate: ({"gates": gate}, {"gate": GateSpec(kind=gate)}) for gate in sorted(GATES)
+    },
+    **{
+        signal: ({"signal": signal}, {"gate": GateSpec(signal=signal)})
+        for signal in SIGNALS
+    },
+    **{
+        kind: (
+            {"attention": kind, "where": where},
+            {"attention": (AttentionSpec(kind=kind, where=where),)},
+        )
+        for kind, where in zip(ATTENTION, itertools.cycle(WHERE), strict=False)
+    },
+}
+
+
+@pytest.mark.parametrize(("chosen", "expected"), MECHANISMS.values(), ids=MECHANISMS)
+def test_every_mechanism_can_be_chosen(panel, chosen, expected):
+    options = panel.form.options
+    panel.form.model.setCurrentText(NEW_MODEL)
+    for name, text in chosen.items():
+        getattr(options, name).setCurrentText(text)
+    for box, whether in ((options.transformer, True), (options.residual, True)):
+        box.setChecked(whether)
+    network = panel.form.spec.network
+    wanted = NetworkSpec(
+        features=network.features,
+        out_channels=3,
+        transformer=TransformerSpec(),
+        residual=True,
+        **expected,
+    )
+    assert network == wanted
+
+
+def test_self_attention_is_offered_where_it_can_be_paid_for(panel):
+    options = panel.form.options
+    panel.form.model.setCurrentText(NEW_MODEL)
+    options.attention.setCurrentText("self")
+    assert options.where.currentText() == "bottleneck"
 
 
 @pytest.mark.parametrize(
