@@ -238,7 +238,7 @@ def compute(task: Task) -> Steps[Outcome]:
         objects=settings.objects if task.output == "objects" else None,
     )
     yield Progress(0, 0, "Preparing layers")
-    results = [_attention(task, found, a) for a in reversed(found.attention)]
+    results = list(_attention(task, found))[::-1]
     results.append(_labels(task, found))
     ready = []
     for result in results:
@@ -249,16 +249,21 @@ def compute(task: Task) -> Steps[Outcome]:
     return Outcome(task=task, results=tuple(ready), summary=_summary(task, found))
 
 
-def _attention(task: Task, found: Any, attention: Any) -> Result:
+def _attention(task: Task, found: Any) -> Iterator[Result]:
+    """Yield what is to be shown of attention; only the finest gate is seen at once."""
     look = attention_look(rgb=task.rgb, volume=task.spec.network.ndim == 3)
-    return Result(
-        title=(attention.name, attention.level, len(found.attention)),
-        values=attention.values,
-        factors=attention.scale,
-        mark=_mark(task, found, attention.name, ""),
-        look={**look, "visible": attention.level == 1},
-        reuse=task.present.get(attention.name),
-    )
+    maps = found.attention
+    gates = [a for a in maps if a.kind == "gate"] or maps
+    for attention in maps:
+        of_kind = [a.level for a in maps if a.kind == attention.kind]
+        yield Result(
+            title=(attention.name, attention.level, max(of_kind)),
+            values=attention.values,
+            factors=attention.scale,
+            mark=_mark(task, found, attention.name, ""),
+            look={**look, "visible": attention is gates[0]},
+            reuse=task.present.get(attention.name),
+        )
 
 
 def _labels(task: Task, found: Any) -> Result:
@@ -308,7 +313,12 @@ def _summary(task: Task, found: Any) -> str:
         part = np.count_nonzero(found.labels) / max(1, found.labels.size)
         what = f"{part:.0%} of the image is not {task.spec.classes[0]}"
     text = f"{what} in {record['seconds']:.1f} s on {record['device']}."
-    return " ".join([text, *record["fallbacks"]])
+    notes = list(record["fallbacks"])
+    if record["tiles"] > 1 and not task.spec.network.is_local:
+        notes.append(
+            f"What pools over the image did so in each of {record['tiles']} tiles."
+        )
+    return " ".join([text, *notes])
 
 
 class EditWatch:

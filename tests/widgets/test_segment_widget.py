@@ -22,7 +22,13 @@ from napari_attunet.errors import DataError
 from napari_attunet.library import Library
 from napari_attunet.model import Model, save_model
 from napari_attunet.progress import Progress
-from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.spec import (
+    AttentionSpec,
+    GateSpec,
+    ModelSpec,
+    NetworkSpec,
+    TransformerSpec,
+)
 from napari_attunet.widgets import segment as module
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import KEY, mark_of
@@ -293,6 +299,44 @@ def test_labels_and_every_gate_appear(viewer, widget, qtbot):
     assert "cpu" in widget.message.text()
     assert not widget.bar.isVisible()
     assert viewer.layers.selection.active is labels
+
+
+def test_all_that_attends_somewhere_appears(viewer, widget, tmp_path, qtbot):
+    save(
+        tmp_path,
+        "everything",
+        gate=GateSpec(kind="grid", count=2),
+        attention=(
+            AttentionSpec(kind="cbam"),
+            AttentionSpec(kind="self", where="bottleneck"),
+        ),
+        transformer=TransformerSpec(),
+    )
+    source = add_cells(viewer)
+    qtbot.waitUntil(lambda: "everything" in listed(widget), timeout=TIMEOUT)
+    widget.choose_model("everything")
+    run(qtbot, widget)
+    shown = [layer.name for layer in viewer.layers if layer is not source]
+    assert shown == [
+        "cells · CBAM decoder level 2",
+        "cells · CBAM decoder level 1 (fine)",
+        "cells · α level 2 gate 2 (coarse)",
+        "cells · α level 2 gate 1 (coarse)",
+        "cells · α level 1 gate 2 (fine)",
+        "cells · α level 1 gate 1 (fine)",
+        "cells · CBAM encoder level 3 (coarse)",
+        "cells · CBAM encoder level 2",
+        "cells · CBAM encoder level 1 (fine)",
+        "cells · labels",
+    ]
+    seen = [layer.name for layer in viewer.layers if layer.visible]
+    assert seen == ["cells", "cells · α level 1 gate 1 (fine)", "cells · labels"]
+    extent = source.extent.world
+    for layer in viewer.layers:
+        np.testing.assert_allclose(layer.extent.world[0], extent[0], atol=8)
+    widget.options.tile.setValue(128)
+    run(qtbot, widget)
+    assert "in each of" in widget.message.text()
 
 
 def test_classes_have_the_models_colours(viewer, widget, qtbot):
