@@ -17,28 +17,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from napari_attunet.attention import gate_statistics
     from napari_attunet.errors import AttUnetError
+    from napari_attunet.inspection import Inspection
     from napari_attunet.library import Library
     from napari_attunet.model import Model, load_model, save_model
     from napari_attunet.segmenter import (
         AttentionMap,
+        AttentionTable,
         Segmentation,
         Segmenter,
         segment,
     )
     from napari_attunet.spec import (
+        AttentionSpec,
         GateSpec,
         ModelSpec,
         NetworkSpec,
         Normalization,
         ObjectSettings,
+        TransformerSpec,
     )
     from napari_attunet.training.tuning import fine_tune
 
 __all__ = [
     "AttUnetError",
     "AttentionMap",
+    "AttentionSpec",
+    "AttentionTable",
     "GateSpec",
+    "Inspection",
     "Library",
     "Model",
     "ModelSpec",
@@ -47,7 +55,9 @@ __all__ = [
     "ObjectSettings",
     "Segmentation",
     "Segmenter",
+    "TransformerSpec",
     "fine_tune",
+    "gate_statistics",
     "load_model",
     "save_model",
     "segment",
@@ -57,7 +67,10 @@ __all__ = [
 _HOMES = {
     "AttUnetError": "errors",
     "AttentionMap": "segmenter",
+    "AttentionSpec": "spec",
+    "AttentionTable": "segmenter",
     "GateSpec": "spec",
+    "Inspection": "inspection",
     "Library": "library",
     "Model": "model",
     "ModelSpec": "spec",
@@ -66,7 +79,9 @@ _HOMES = {
     "ObjectSettings": "spec",
     "Segmentation": "segmenter",
     "Segmenter": "segmenter",
+    "TransformerSpec": "spec",
     "fine_tune": "training.tuning",
+    "gate_statistics": "attention",
     "load_model": "model",
     "save_model": "model",
     "segment": "segmenter",
