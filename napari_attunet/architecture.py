@@ -259,6 +259,14 @@ class NetworkSpec:
             f"{len(self.features) - 1} strides of {self.ndim} positive numbers, got "
             f"{self.strides}.",
         )
+        for part, levels in (("encoder", self.levels), ("decoder", self.levels - 1)):
+            for level in range(levels):
+                kinds = [a.kind for a in self.attention_in(part, level)]
+                check(
+                    len(set(kinds)) == len(kinds),
+                    f"A block has each kind of attention once, got {kinds} at level "
+                    f"{level + 1} of the {part}.",
+                )
         channels = self.gate.channels if self.gate else None
         check(
             channels is None or len(channels) == len(self.strides),

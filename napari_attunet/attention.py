@@ -75,8 +75,8 @@ def gate_statistics(
     ----------
     attention : AttentionMap
     mask : array of bool
-        Of the image's pixels, in the shape of the labels. A cell counts by how much of
-        it the mask covers.
+        Of the image's pixels, in the shape of the labels of the same run. A cell counts
+        by how much of it the mask covers.
 
     Raises
     ------
@@ -84,12 +84,13 @@ def gate_statistics(
         If the mask doesn't have the shape of the image.
     """
     alpha = attention.values.astype(np.float64)
-    total = cell_coverage(np.ones_like(mask), attention.scale)
-    if total.shape != alpha.shape:
+    cells = tuple(-(-n // s) for n, s in zip(mask.shape, attention.scale, strict=False))
+    if mask.ndim != alpha.ndim or cells != alpha.shape:
         raise DataError(
             f"The mask has the shape {mask.shape}, which is not that of the image "
             f"under {attention.name}: choose labels of this image."
         )
+    total = cell_coverage(np.ones_like(mask), attention.scale)
     covered = cell_coverage(mask, attention.scale)
 
     def mean(values: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]) -> float:
@@ -97,7 +98,9 @@ def gate_statistics(
         return float((values * weight).sum()) / whole if whole else math.nan
 
     inside, outside = mean(alpha, covered), mean(alpha, total - covered)
-    contrast = inside / outside if outside else math.inf if inside else math.nan
+    contrast = inside / outside if outside else math.nan
+    if outside == 0 and inside > 0:
+        contrast = math.inf
     average = mean(alpha, total)
     spread = math.sqrt(max(0.0, mean((alpha - average) ** 2, total)))
     return GateStatistics(

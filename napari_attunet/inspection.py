@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +15,12 @@ from napari_attunet.architecture import Mechanism
 from napari_attunet.axes import ImageView
 from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas
 from napari_attunet.devices import threads
-from napari_attunet.errors import DataError
+from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.evaluation import dice
-from napari_attunet.networks import look
+from napari_attunet.networks import SpatialTransformer, look
 from napari_attunet.plan import Window, choose_labeller, prepare
 from napari_attunet.progress import Progress, Steps
-from napari_attunet.segmenter import Segmenter, class_probabilities
+from napari_attunet.segmenter import Segmenter, class_probabilities, is_out_of_memory
 from napari_attunet.tiling import Tile, Tiling
 
 __all__ = ["Ablation", "Answer", "Edit", "Inspection"]
@@ -73,8 +73,8 @@ class Ablation:
 class Inspection:
     """A part of an image inside a network.
 
-    The encoder runs once; every question runs the decoder only. For networks without
-    pooled parts the answers are those that a run over the whole image gives.
+    The encoder runs once; every question runs the decoder only. In 2D, and for networks
+    without pooled parts, the answers are those that a run over the whole image gives.
 
     Parameters
     ----------
@@ -98,6 +98,8 @@ class Inspection:
     ------
     DataError
         If the image cannot be used, or the part is more than one picture.
+    DeviceError
+        If the part doesn't fit into memory.
     """
 
     def __init__(
@@ -129,11 +131,10 @@ class Inspection:
         self._labeller = choose_labeller(
             spec, output or spec.output, objects, threshold
         )
-        corner = [
-            s.start
-            for s, a in zip(self.region, whole.label_axes, strict=True)
-            if a in view.spatial_axes
-        ]
+        starts = dict(
+            zip(whole.label_axes, (r.start for r in self.region), strict=True)
+        )
+        corner = [starts[axis] for axis in view.spatial_axes]
         self._tiling = _One(
             view.spatial_shape, corner, whole.spatial_shape, segmenter.halo, divisor
         )
@@ -143,10 +144,19 @@ class Inspection:
         pixels = replace(prepared, view=view).read(
             self._frame, [r.start for r in read], [r.stop for r in read]
         )
-        x = torch.from_numpy(pixels)[None].to(segmenter.device.name)
-        with threads(segmenter.threads), torch.inference_mode():
-            self._encoded = network.encode(x)
-            self._learnt = network.decode(self._encoded)
+        try:
+            x = torch.from_numpy(pixels)[None].to(segmenter.device.name)
+            with threads(segmenter.threads), torch.inference_mode():
+                self._encoded = network.encode(x)
+                self._learnt = network.decode(self._encoded)
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            size = " x ".join(map(str, view.spatial_shape))
+            raise DeviceError(
+                f"{size} pixels are too many for {segmenter.device.name} to look into "
+                "at a time: choose a smaller part of the image."
+            ) from None
         self._network, self._threads = network, segmenter.threads
         self._n_classes = spec.n_classes
 
@@ -203,7 +213,7 @@ class Inspection:
                     f"There is no gate at level {level}: there are {sorted(gates)}."
                 )
             index = gates[level]
-            alpha = self._learnt.attention[index].clone()
+            shown = self._learnt.attention[index]
             crop, write = self._tiling.one.on_grid(self.mechanisms[index].scale)
             shape = tuple(w.stop for w in write)
             values = np.asarray(edit, np.float32)
@@ -220,10 +230,11 @@ class Inspection:
                 ]
                 lead = [i for i in range(values.ndim) if i not in order]
                 values = values.transpose(lead + order).reshape(shape)
-            spread = np.broadcast_to(values, shape).copy()
-            alpha[(slice(None), slice(None), *crop)] = torch.from_numpy(spread).to(
-                alpha
-            )
+            spread = torch.from_numpy(np.broadcast_to(values, shape).copy())
+            spread = spread.to(shown).expand(*shown.shape[:2], *shape)
+            at = (slice(None), slice(None), *crop)
+            alpha = torch.full_like(shown, torch.nan)  # as learnt
+            alpha[at] = torch.where(spread == shown[at], torch.nan, spread)
             tensors[level - 1] = alpha
         return tensors
 
@@ -248,33 +259,46 @@ class Inspection:
             1 is where the position looks most.
         """
         index = self.mechanisms.index(mechanism)
-        tile = self._tiling.one
-        pairs = self._learnt.attention[index][0]
-        grid = tuple(
-            min((p - r.start) // s, n - 1)
-            for p, r, s, n in zip(
-                position, tile.read, mechanism.scale, pairs.shape[2:], strict=True
+        read = self._tiling.one.read
+        shape = self._view.spatial_shape
+        if len(position) != len(shape) or not all(
+            0 <= p < n for p, n in zip(position, shape, strict=True)
+        ):
+            raise DataError(
+                f"The position {tuple(position)} doesn't lie in the part, which has "
+                f"the shape {shape}."
             )
-        )
-        shares = look(pairs.float(), grid).cpu().numpy()
-        by_axis = dict(zip(self._view.spatial_axes, mechanism.scale, strict=True))
-        start = dict(
-            zip(self._view.spatial_axes, (r.start for r in tile.read), strict=True)
-        )
-        axes = self._view.label_axes
-        factors = tuple(by_axis.get(a, 1) for a in axes)
-        shape = dict(zip(self._view.spatial_axes, shares.shape, strict=True))
-        order = [a for a in axes if a in shape]
-        values = shares.transpose([self._view.spatial_axes.index(a) for a in order])
+        pairs = self._learnt.attention[index][0].float()
+        place = torch.tensor([p - r.start for p, r in zip(position, read, strict=True)])
+        size = torch.tensor([r.stop - r.start for r in read])
+        place = self._network.in_frame((place + 0.5) / size, self._encoded.matrix)
+        grid = place.cpu() * size / torch.tensor(mechanism.scale)
+        cells = zip(grid.tolist(), pairs.shape[2:], strict=True)
+        found = look(pairs, tuple(min(max(int(c), 0), n - 1) for c, n in cells))
+        if self._encoded.matrix is not None:
+            frame = found[None, None]
+            found = SpatialTransformer.restore(frame, self._encoded.matrix)[0, 0]
+        shares = found.cpu().numpy()
+
+        axes, spatial = self._view.label_axes, self._view.spatial_axes
+
+        def along(values: Iterable[int], default: int) -> list[int]:
+            known = dict(zip(spatial, values, strict=True))
+            return [known.get(axis, default) for axis in axes]
+
+        factors = along(mechanism.scale, 1)
+        starts = along((r.start for r in read), 0)
+        order = [spatial.index(axis) for axis in axes if axis in spatial]
         return AttentionMap(
             name=mechanism.label,
             level=mechanism.level + 1,
             kind="pairwise",
-            values=(values / shares.max()).reshape([shape.get(a, 1) for a in axes]),
-            scale=factors,
+            values=(shares.transpose(order) / shares.max()).reshape(
+                along(shares.shape, 1)
+            ),
+            scale=tuple(factors),
             translate=tuple(
-                (f - 1) / 2 + start.get(a, 0)
-                for f, a in zip(factors, axes, strict=True)
+                (f - 1) / 2 + start for f, start in zip(factors, starts, strict=True)
             ),
         )
 
@@ -358,6 +382,11 @@ def _widened(
     """Return the region from and to the network's coarsest grid, within the image."""
     if region is None:
         region = [slice(0, n) for n in view.label_shape]
+    if len(region) != len(view.label_axes):
+        raise DataError(
+            f"A region needs a part of each of the axes {view.label_axes}, got "
+            f"{len(region)}."
+        )
     steps = dict(zip(view.spatial_axes, divisor, strict=True))
     widened = []
     for axis, part, size in zip(view.label_axes, region, view.label_shape, strict=True):

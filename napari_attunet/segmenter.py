@@ -41,6 +41,7 @@ __all__ = [
     "Segmentation",
     "Segmenter",
     "class_probabilities",
+    "is_out_of_memory",
     "segment",
 ]
 
@@ -375,7 +376,7 @@ def _explain(
                 [values[0].cpu().numpy() for m, values in found if m in kept],
             )
     except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
     # outside the except block, so that the error no longer holds tensors
     raise _TileTooLarge
@@ -391,7 +392,8 @@ def _canvas(view: ImageView, tiling: Tiling, **options: Any) -> Canvas:
         ) from error
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether that is what an error of PyTorch means."""
     # CUDA has a type of its own; MPS and the CPU's allocator only say so.
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True

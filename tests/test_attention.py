@@ -83,6 +83,13 @@ def test_numbers_of_a_gate_that_is_only_open_or_closed():
     assert shut.remark == "Does nothing: closed everywhere."
 
 
-def test_a_mask_of_another_image_is_refused():
+@pytest.mark.parametrize("shape", [(4, 4), (8,), (1, 8, 8), (9, 8)])
+def test_a_mask_of_another_image_is_refused(shape):
     with pytest.raises(DataError, match="shape"):
-        gate_statistics(attention(np.ones((4, 4)), 2), np.ones((4, 4), bool))
+        gate_statistics(attention(np.ones((4, 4)), 2), np.ones(shape, bool))
+
+
+def test_where_nothing_is_there_is_no_contrast():
+    found = gate_statistics(attention(HALF * 0), HALF & False)
+    assert math.isnan(found.inside)
+    assert math.isnan(found.contrast)

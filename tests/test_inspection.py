@@ -6,12 +6,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from napari_attunet.errors import DataError
+from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.inspection import Inspection
 from napari_attunet.model import Model
 from napari_attunet.progress import drain
 from napari_attunet.segmenter import Segmenter
-from napari_attunet.spec import AttentionSpec, GateSpec, ModelSpec, NetworkSpec
+from napari_attunet.spec import (
+    AttentionSpec,
+    GateSpec,
+    ModelSpec,
+    NetworkSpec,
+    TransformerSpec,
+)
 
 
 def make_model(output="classes", **network):
@@ -107,8 +113,12 @@ def test_of_a_stack_one_position_is_looked_at(ndim):
 def test_axes_may_stand_in_any_order():
     model = make_model(in_channels=2)
     image = make_image(2, 36, 28)
-    one = Inspection(Segmenter(model), image, axes="CYX")
-    other = Inspection(Segmenter(model), image.transpose(2, 1, 0), axes="XYC")
+    part = (slice(16, 32), slice(4, 28))
+    one = Inspection(Segmenter(model), image, axes="CYX", region=part)
+    other = Inspection(
+        Segmenter(model), image.transpose(2, 1, 0), axes="XYC", region=part[::-1]
+    )
+    assert one.region == other.region[::-1] == part
     straight, turned = one.answer(), other.answer()
     np.testing.assert_allclose(
         straight.probabilities, turned.probabilities.transpose(0, 2, 1), atol=1e-5
@@ -151,6 +161,67 @@ def test_where_a_position_looks(pool):
     assert not np.array_equal(one.values, inspection.look(mechanism, (60, 40)).values)
 
 
+def turned(model):
+    """Let its transformer look at the image turned by a quarter."""
+    last = model.network.transformer.localisation[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, -1, 0, 1, 0, 0]))
+    return model
+
+
+def test_editing_nothing_changes_nothing_where_the_image_is_turned():
+    model = turned(make_model(transformer=TransformerSpec()))
+    inspection = Inspection(Segmenter(model), make_image(40, 40), axes="YX")
+    before = inspection.answer()
+    same = {m.level: m.values for m in before.attention}
+    again = inspection.answer(same)
+    np.testing.assert_allclose(again.probabilities, before.probabilities, atol=1e-6)
+    painted = before.attention[0].values.copy()
+    painted[:8, :8] = 0
+    after = inspection.answer({1: painted})
+    np.testing.assert_allclose(after.attention[0].values, painted, atol=1e-5)
+
+
+def test_a_position_looks_the_same_way_where_the_image_is_turned():
+    options = {
+        "attention": (AttentionSpec(kind="self", where="bottleneck"),),
+        "features": (4, 8, 16),
+    }
+    image = make_image(32, 32)
+    plain = Inspection(Segmenter(make_model(**options)), np.rot90(image), axes="YX")
+    model = turned(make_model(**options, transformer=TransformerSpec()))
+    model.network.load_state_dict(plain._network.state_dict(), strict=False)
+    seen = Inspection(Segmenter(model), image, axes="YX")
+    (one,) = (m for m in plain.mechanisms if m.kind == "pairwise")
+    (other,) = (m for m in seen.mechanisms if m.kind == "pairwise")
+    in_frame = plain.look(one, (31 - 20, 5)).values
+    np.testing.assert_allclose(
+        seen.look(other, (5, 20)).values, np.rot90(in_frame, -1), atol=1e-3
+    )
+
+
+def test_a_part_too_large_for_the_memory_is_told(monkeypatch):
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    model = make_model()
+    monkeypatch.setattr(model.network, "encode", full)
+    with pytest.raises(DeviceError, match="choose a smaller part"):
+        Inspection(Segmenter(model), make_image(40, 52), axes="YX")
+
+
+@pytest.mark.parametrize("position", [(64, 0), (-1, 0), (0,)])
+def test_a_position_outside_is_refused(position):
+    attention = (AttentionSpec(kind="self", where="bottleneck"),)
+    inspection = Inspection(
+        Segmenter(make_model(attention=attention)), make_image(64, 48), axes="YX"
+    )
+    (mechanism,) = (m for m in inspection.mechanisms if m.kind == "pairwise")
+    with pytest.raises(DataError, match="doesn't lie in the part"):
+        inspection.look(mechanism, position)
+
+
 @pytest.mark.parametrize(
     ("edits", "said"),
     [
@@ -166,11 +237,12 @@ def test_what_is_no_edit_is_refused(edits, said):
         inspection.answer(edits)
 
 
-def test_an_empty_region_is_refused():
-    with pytest.raises(DataError, match="holds nothing"):
+@pytest.mark.parametrize(
+    ("region", "said"),
+    [((slice(4, 4), slice(0, 8)), "holds nothing"), ((slice(0, 8),), "needs a part")],
+)
+def test_what_is_no_region_is_refused(region, said):
+    with pytest.raises(DataError, match=said):
         Inspection(
-            Segmenter(make_model()),
-            make_image(40, 52),
-            axes="YX",
-            region=(slice(4, 4), slice(0, 8)),
+            Segmenter(make_model()), make_image(40, 52), axes="YX", region=region
         )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from napari_attunet.errors import ModelError
 from napari_attunet.schema import from_json, to_json
 from napari_attunet.spec import (
+    AttentionSpec,
     GateSpec,
     ModelSpec,
     NetworkSpec,
@@ -127,3 +128,27 @@ def test_a_header_is_checked_field_by_field(change, message):
 def test_what_is_no_specification(text):
     with pytest.raises(ModelError):
         from_json(ModelSpec, text)
+
+
+@pytest.mark.parametrize(
+    "attention",
+    [
+        (AttentionSpec(kind="se"), AttentionSpec(kind="se")),
+        (AttentionSpec(kind="cbam"), AttentionSpec(kind="cbam", where="decoder")),
+        (AttentionSpec(where="encoder"), AttentionSpec(where="bottleneck")),
+    ],
+)
+def test_a_block_has_each_kind_of_attention_once(attention):
+    with pytest.raises(ModelError, match="once"):
+        NetworkSpec(features=(4, 8), attention=attention)
+
+
+def test_different_places_may_have_the_same_kind():
+    places = (AttentionSpec(where="encoder"), AttentionSpec(where="decoder"))
+    assert NetworkSpec(features=(4, 8), attention=places).attention == places
+
+
+def test_a_grid_gate_takes_a_coarse_signal():
+    assert GateSpec(kind="grid").signal == "coarse"
+    with pytest.raises(ModelError, match="coarse"):
+        GateSpec(kind="grid", signal="fine")

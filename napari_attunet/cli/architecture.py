@@ -17,6 +17,7 @@ from napari_attunet.architecture import (
     TransformerSpec,
 )
 from napari_attunet.cli.training import given
+from napari_attunet.errors import DataError
 
 __all__ = ["OPTIONS", "add_options", "described"]
 
@@ -44,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="KIND[@WHERE]",
         help=f"inside blocks: {', '.join(ATTENTION)}; in {', '.join(WHERE)} "
-        "(default: all); may be given several times",
+        "(default: all, of self: bottleneck); may be given several times",
     )
     add(
         "--transformer",
@@ -65,20 +66,29 @@ def described(args: argparse.Namespace, default: NetworkSpec) -> NetworkSpec | N
 
     Raises
     ------
-    ModelError
+    DataError, ModelError
         If there can be no such network.
     """
     asked: dict[str, Any] = given(args, OPTIONS)
     if not asked:
         return None
     kind, signal = asked.pop("gate", None), asked.pop("signal", None)
-    gate = None if kind == "none" else GateSpec(kind=kind or "additive", signal=signal)
+    if kind == "none" and signal:
+        raise DataError("--signal: there is no gate to take one.")
+    if kind == "none":
+        asked["gate"] = None
+    elif kind or signal:
+        gate = default.gate or GateSpec()
+        changes = {"kind": kind, "signal": signal} if kind else {"signal": signal}
+        asked["gate"] = dataclasses.replace(gate, **changes)
     if asked.pop("transformer", False):
         asked["transformer"] = TransformerSpec()
-    attention = tuple(asked.pop("attention", ()))
-    if "ndim" in asked or "features" in asked:
+    if "attention" in asked:
+        asked["attention"] = tuple(asked["attention"])
+    other_levels = len(asked.get("features", default.features)) != default.levels
+    if other_levels or asked.get("ndim", default.ndim) != default.ndim:
         asked["strides"] = ()
-    return dataclasses.replace(default, gate=gate, attention=attention, **asked)
+    return dataclasses.replace(default, **asked)
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -92,4 +102,5 @@ def _attention(text: str) -> AttentionSpec:
             f"{text!r} is none of {', '.join(ATTENTION)}, with @ and one of "
             f"{', '.join(WHERE)} behind it or not"
         )
-    return AttentionSpec(kind=kind, where=where or "all")  # type: ignore[arg-type]
+    usual = "bottleneck" if kind == "self" else "all"  # finer, it takes too much memory
+    return AttentionSpec(kind=kind, where=where or usual)  # type: ignore[arg-type]

@@ -113,14 +113,12 @@ def train(args: argparse.Namespace, teller: Teller) -> None:
 def read_settings(args: argparse.Namespace) -> RoundSettings:
     """Return the settings of a round: those given one by one over ``--settings``."""
     from napari_attunet.schema import from_json
-    from napari_attunet.training.lessons import FEATURES
     from napari_attunet.training.settings import RoundSettings
 
     settings = from_json(RoundSettings, args.settings or "{}")
     names = ("effort", "freeze", "steps", "learning_rate", "output", "seed")
     asked = given(args, names)
-    default = settings.network or NetworkSpec(features=FEATURES)
-    network = described(args, default)
+    network = described(args, settings.network or _default_network(args))
     if network is not None:
         asked["network"] = network
     if args.start is not None:
@@ -128,6 +126,16 @@ def read_settings(args: argparse.Namespace) -> RoundSettings:
     if args.parent is None and args.out is not None and settings.name is None:
         asked["name"] = args.out.stem
     return dataclasses.replace(settings, **asked)
+
+
+def _default_network(args: argparse.Namespace) -> NetworkSpec:
+    """Return the network that nobody described, for the samples that there are."""
+    from napari_attunet.corrections import TrainingSet
+    from napari_attunet.training.lessons import FEATURES
+
+    samples = TrainingSet(args.training_set).samples()
+    ndim = next((s.ndim for s in samples if s.used), 2)
+    return NetworkSpec(ndim=3 if ndim == 3 else 2, features=FEATURES)
 
 
 def _write(args: argparse.Namespace, outcome: Round, folder: Path) -> dict[str, Any]:

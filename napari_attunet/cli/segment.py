@@ -305,8 +305,9 @@ def _tile(numbers: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
 def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     """Return the options of the segmenter that the arguments stand for."""
     spec = segmenter.model.spec
-    if args.attention and not segmenter.model.network.mechanisms:
-        raise DataError(f"{spec.key} has no attention to show: leave out --attention.")
+    kinds = {m.kind for m in segmenter.model.network.mechanisms}
+    if args.attention and not kinds - {"pairwise"}:
+        raise DataError(f"{spec.key} has no attention to write: leave out --attention.")
     channels: str | tuple[int, ...] = args.channels.replace("-", " ")
     if re.fullmatch(r"\d+(,\d+)*", args.channels):
         channels = numbers(args.channels)

@@ -2,6 +2,7 @@
 
 from napari_attunet.networks.blocks import BlockAttention, look
 from napari_attunet.networks.gates import Gate, Gated
+from napari_attunet.networks.transformer import SpatialTransformer
 from napari_attunet.networks.unet import (
     AttentionUNet,
     Edits,
@@ -17,5 +18,6 @@ __all__ = [
     "Explained",
     "Gate",
     "Gated",
+    "SpatialTransformer",
     "look",
 ]

@@ -308,8 +308,8 @@ class SelfAttention(BlockAttention, name="self"):
     with the learnt γ, 0 at the start, of Zhang et al. 2019, "Self-Attention Generative
     Adversarial Networks", https://arxiv.org/abs/1805.08318. x is averaged over windows
     of ``pool`` pixels; q and k are 1x1 convolutions to d = C/r channels, v one to C;
-    the result is interpolated back. Costs P²·(d + C) multiplications for P positions:
-    at fine levels, pool.
+    the result is interpolated back. Costs 2·P²·C multiplications for P positions: at
+    fine levels, pool.
     """
 
     emits = ("pairwise",)
@@ -331,8 +331,15 @@ class SelfAttention(BlockAttention, name="self"):
             window = tuple(min(pool, n) for n in x.shape[2:])
             pooled = layers.average_pool(window, ceil_mode=True)(x)
         q, k, v = self.query(pooled), self.key(pooled), self.value(pooled)
+        # Zeros change no product; kernels that never hold all pairs at once need equal
+        # channels.
+        more = v.shape[1] - q.shape[1]
+        keys, queries = (
+            F.pad(t.flatten(2).transpose(1, 2).unsqueeze(1), (0, more)) for t in (k, q)
+        )
+        values = v.flatten(2).transpose(1, 2).unsqueeze(1)
         found = F.scaled_dot_product_attention(
-            *(t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (q, k, v))
+            queries, keys, values, scale=q.shape[1] ** -0.5
         )
         found = found.squeeze(1).transpose(1, 2).reshape(v.shape)
         if found.shape != x.shape:

@@ -79,12 +79,14 @@ class SpatialTransformer(nn.Module):
         self._ndim = ndim
 
     def matrix(self, x: Tensor) -> Tensor:
-        """Return where to look, (N, ndim, ndim + 1)."""
-        found = self.localisation(x).reshape(-1, self._ndim, self._ndim + 1)
+        """Return where to look, (N, ndim, ndim + 1) of float32."""
+        with torch.autocast(x.device.type, enabled=False):  # half a pixel is too much
+            found = self.localisation(x.float())
+        found = found.reshape(-1, self._ndim, self._ndim + 1)
         identity = torch.eye(
             self._ndim, self._ndim + 1, dtype=found.dtype, device=found.device
         )
-        area = torch.linalg.det(found[:, :, : self._ndim].float())
+        area = torch.linalg.det(found[:, :, : self._ndim])
         sound = (area > SMALLEST) & found.isfinite().flatten(1).all(1)
         return torch.where(sound[:, None, None], found, identity)
 
@@ -106,13 +108,24 @@ class SpatialTransformer(nn.Module):
 
 
 def sample(x: Tensor, matrix: Tensor) -> Tensor:
-    """Read x at the matrix times every pixel's coordinates, on its own grid."""
-    grid = F.affine_grid(matrix.to(x.dtype), list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    """Read x at the matrix times every pixel's coordinates, on its own grid.
+
+    In float32 whatever autocast says: bfloat16 tells no pixel from the next. Beyond the
+    edge is what lies on it.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        values, matrix = x.float(), matrix.float()
+        grid = F.affine_grid(matrix, list(x.shape), align_corners=False)
+        sizes = torch.tensor(x.shape[:1:-1], device=grid.device)  # last axis first
+        edge = (sizes - 1) / sizes
+        # As border padding does, which not all backends have.
+        grid = torch.maximum(torch.minimum(grid, edge), -edge)
+        return F.grid_sample(values, grid, align_corners=False).to(x.dtype)
 
 
 def inverse(matrix: Tensor) -> Tensor:
     """Return the inverse of an affine matrix, (N, ndim, ndim + 1)."""
-    linear, shift = matrix.float().split((matrix.shape[1], 1), dim=2)
-    back = torch.linalg.inv(linear)
-    return torch.cat((back, -back @ shift), dim=2)
+    with torch.autocast(matrix.device.type, enabled=False):
+        linear, shift = matrix.float().split((matrix.shape[1], 1), dim=2)
+        back = torch.linalg.inv(linear)
+        return torch.cat((back, -back @ shift), dim=2)

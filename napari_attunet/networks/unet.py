@@ -13,12 +13,12 @@ from napari_attunet.errors import DataError
 from napari_attunet.networks.blocks import BlockAttention, ConvBlock
 from napari_attunet.networks.gates import Gate, MultiGate, Ports
 from napari_attunet.networks.layers import Up, conv, max_pool, norm
-from napari_attunet.networks.transformer import SpatialTransformer, sample
+from napari_attunet.networks.transformer import SpatialTransformer, inverse, sample
 
 __all__ = ["AttentionUNet", "Edits", "Encoded", "Explained"]
 
 #: α to use instead of what gates find, by level of the skip: (N or 1, G or 1, *spatial
-#: of the gate's own grid), or one number for everywhere.
+#: of the gate's own grid), NaN where it is to stay; or one number for everywhere.
 Edits = Mapping[int, Tensor | float]
 
 
@@ -253,7 +253,7 @@ class AttentionUNet(nn.Module):
         encoded : Encoded
         edits : mapping of int to Tensor or float, optional
             α to use instead of what the gates find, by level of the skip, 0 the
-            finest: 1.0 opens a gate, 0.0 shuts it.
+            finest: 1.0 opens a gate, 0.0 shuts it, NaN leaves it as it is.
 
         Raises
         ------
@@ -273,7 +273,7 @@ class AttentionUNet(nn.Module):
                 f"to edit at {sorted(unknown)}."
             )
         gate = self.spec.gate
-        deep = x if self.signal is None else self.signal(x)
+        deep = None if self.signal is None else self.signal(x)
         of_gates: list[Tensor] = []
         of_blocks: list[tuple[Tensor, ...]] = []
         auxiliary: list[Tensor] = []
@@ -281,9 +281,12 @@ class AttentionUNet(nn.Module):
             # popped, so that in inference a skip's memory is free once it is used
             skip, up = skips.pop(), self.ups[level](x)
             if gate is not None:
-                signals = {"fine": up, "coarse": x, "bottleneck": deep}
                 skip, alpha = self._gated(
-                    level, skip, signals[str(gate.signal)], edits.get(level), matrix
+                    level,
+                    skip,
+                    up if gate.signal == "fine" else x if deep is None else deep,
+                    edits.get(level),
+                    matrix,
                 )
                 of_gates.append(alpha)
             x = torch.cat((skip, up), dim=1)
@@ -321,10 +324,31 @@ class AttentionUNet(nn.Module):
         if edit is not None:
             wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
             wanted = wanted.expand(alpha.shape)
-            if matrix is not None:  # it was drawn on the image
-                wanted = sample(wanted, matrix)
-            alpha = wanted
+            told = ~wanted.isnan()
+            if matrix is None:
+                alpha = torch.where(told, wanted, alpha)
+            else:  # it was drawn on the image
+                share = sample(told.to(alpha.dtype), matrix)
+                drawn = sample(torch.where(told, wanted, 0), matrix)
+                alpha = alpha * (1 - share) + drawn
         return gate.passed(skip, alpha), alpha
+
+    @staticmethod
+    def in_frame(place: Tensor, matrix: Tensor | None) -> Tensor:
+        """Return where a place of the image lies in what the encoder saw.
+
+        Parameters
+        ----------
+        place : Tensor, (ndim,)
+            From 0 to 1 along each spatial axis.
+        matrix : Tensor, (1, ndim, ndim + 1), optional
+            Of `Encoded`.
+        """
+        if matrix is None:
+            return place
+        back = inverse(matrix)[0]
+        unit = (2 * place.to(back) - 1).flip(0)  # the last axis first
+        return ((back[:, :-1] @ unit + back[:, -1]).flip(0) + 1) / 2
 
     def _check(self, x: Tensor) -> None:
         spec = self.spec

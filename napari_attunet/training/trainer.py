@@ -245,7 +245,9 @@ class _State:
         self.network = model.network.to(device).train().channels_last()
         if settings.freeze == "encoder":
             # In evaluation mode its running statistics stay, too.
-            self.network.encoder.requires_grad_(False).eval()
+            for part in (self.network.transformer, self.network.encoder):
+                if part is not None:
+                    part.requires_grad_(False).eval()
         self._explain = team.parallel(self.network)
         self._average = AveragedModel(
             self.network,

@@ -22,6 +22,9 @@ from napari_attunet.training.settings import TrainingSettings
 
 __all__ = ["adapt", "adapted_spec", "best_adapted", "blend"]
 
+#: Layers that see the image: of the blocks, of a residual one, of a transformer.
+FIRST = ("encoder.0.0", "encoder.0.shortcut.0", "transformer.localisation.0")
+
 #: Batches on which an upright and an inverted start are compared.
 TRIAL_BATCHES = 4
 
@@ -103,15 +106,16 @@ def adapt(
         )
     theirs = model.network.state_dict()
     weights = Model.fresh(spec, seed=seed).network.state_dict()
-    first = "encoder.0.0"
     for name, fresh in weights.items():
-        known = theirs[name]
-        if name == f"{first}.weight":
+        layer, _, kind = name.rpartition(".")
+        known = theirs.get(name)
+        if known is None:  # channels that fit needed no shortcut
+            weights[name] = fresh
+        elif layer in FIRST and kind == "weight":
             weights[name] = _spread(known, spec.channels, inverted)
-        elif name == f"{first}.bias" and inverted:
+        elif layer in FIRST and inverted:
             # w(1 - x) + b = -wx + (b + Σw), but for the image's border
-            total = theirs[f"{first}.weight"].flatten(1).sum(1)
-            weights[name] = known + total
+            weights[name] = known + theirs[f"{layer}.weight"].flatten(1).sum(1)
         elif name.split(".")[0] in ("head", "auxiliary_heads"):
             if keeps_classes:
                 weights[name] = _more_classes(known, fresh)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import threading
@@ -15,7 +16,7 @@ import pytest
 import tifffile
 
 from napari_attunet import devices
-from napari_attunet.architecture import ATTENTION
+from napari_attunet.architecture import ATTENTION, WHERE
 from napari_attunet.cli import train
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import DataError, ModelError
@@ -26,6 +27,7 @@ from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import AttentionSpec, GateSpec, NetworkSpec, TransformerSpec
+from napari_attunet.training.lessons import FEATURES
 from napari_attunet.training.process import COMMAND, child_steps
 from napari_attunet.training.record import Contender, Round, read_record
 from napari_attunet.training.samples import Pair
@@ -159,7 +161,10 @@ NETWORKS: dict[str, dict[str, Any]] = {
     },
     "--transformer --residual": {"transformer": TransformerSpec(), "residual": True},
     "--ndim 3": {"ndim": 3},
-} | {f"--attention {k}": {"attention": (AttentionSpec(kind=k),)} for k in ATTENTION}
+} | {
+    f"--attention {k}@{w}": {"attention": (AttentionSpec(kind=k, where=w),)}
+    for k, w in zip(ATTENTION, itertools.cycle(WHERE), strict=False)
+}
 
 
 @pytest.mark.parametrize(("options", "expected"), NETWORKS.items(), ids=NETWORKS)
@@ -448,6 +453,17 @@ def test_options_are_the_settings_of_the_round(
         "thread_count": 2,
         "preview": preview,
     }
+    told = ("--settings", json.dumps({"network": {"gate": {"count": 2}}}))
+    call(*arguments, *told, "--signal", "coarse", "--attention", "self", "--residual")
+    assert calls[-1]["settings"].network == NetworkSpec(
+        gate=GateSpec(count=2, signal="coarse"),
+        attention=(AttentionSpec(kind="self", where="bottleneck"),),
+        residual=True,
+    )
+    call(*arguments, "--gate", "none")
+    assert calls[-1]["settings"].network == NetworkSpec(features=FEATURES, gate=None)
+    code, _, errors = call(*arguments, "--gate", "none", "--signal", "fine")
+    assert (code, "no gate" in errors) == (1, True)
     for option, starts in (("parent", ("parent",)), ("both", ("parent", "scratch"))):
         call(*arguments, "--start", option)
         assert calls[-1]["settings"] == RoundSettings(starts=starts)
@@ -472,6 +488,19 @@ def test_a_round_that_a_viewer_watches_leaves_it_a_core(
     for options in ((), ("--supervised",), ("--supervised", "--threads", 5)):
         assert call(*arguments, *options)[0] == 0
     assert [c["thread_count"] for c in calls] == [None, 7, 5]
+
+
+def test_a_new_network_has_the_dimensions_of_the_samples(
+    call: Call, tmp_path: Path, rounds: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    calls = rounds("tuned")
+    image, labels = synthetic_nuclei((8, 32, 32), seed=0)
+    TrainingSet(tmp_path / "set").add(
+        Correction(image=image, axes="ZYX", labels=labels, output="objects", ndim=3)
+    )
+    arguments = ("train", "--set", tmp_path / "set", "--round", tmp_path / "r")
+    assert call(*arguments, "--gate", "grid")[0] == 0
+    assert calls[0]["settings"].network.ndim == 3
 
 
 @pytest.mark.slow

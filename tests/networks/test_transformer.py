@@ -109,3 +109,26 @@ def test_sampling_by_the_identity_changes_nothing():
     x = torch.rand(1, 3, 7, 9)
     identity = torch.eye(2, 3)[None]
     torch.testing.assert_close(sample(x, identity), x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 96, 64), (1, 1, 8, 24, 16)])
+def test_reduced_precision_moves_no_pixel(shape):
+    """bfloat16 cannot tell one pixel of a crop from the next."""
+    x = torch.rand(shape)
+    transformer = make(len(shape) - 2, shape[1])
+    with torch.autocast("cpu", torch.bfloat16):
+        sampled, matrix = transformer(x)
+        assert matrix.dtype == torch.float32
+        back = transformer.restore(sampled.bfloat16(), matrix)
+    torch.testing.assert_close(sampled, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(back.float(), x, atol=4e-3, rtol=0)
+
+
+def test_beyond_the_edge_is_what_lies_on_it():
+    x = torch.rand(1, 1, 6, 8)
+    matrix = turned(0.4, 1.7, (0.3, 0.1))[None]
+    grid = torch.nn.functional.affine_grid(matrix, [1, 1, 6, 8], align_corners=False)
+    expected = torch.nn.functional.grid_sample(
+        x, grid, padding_mode="border", align_corners=False
+    )
+    torch.testing.assert_close(sample(x, matrix), expected, atol=1e-5, rtol=0)

@@ -231,6 +231,19 @@ def test_an_edit_is_drawn_on_the_image():
     torch.testing.assert_close(alpha, drawn, atol=1e-5, rtol=0)
 
 
+def test_where_an_edit_says_nothing_all_stays_as_learnt():
+    network = randomised(NetworkSpec(features=(3, 4)))
+    x = torch.randn(1, 1, 16, 16)
+    edit = torch.full((1, 1, 16, 16), torch.nan)
+    with torch.inference_mode():
+        before = network.explain(x)
+        assert torch.equal(network.explain(x, {0: edit}).logits, before.logits)
+        edit[..., 0, 0] = 0.25
+        (alpha,) = network.explain(x, {0: edit}).attention
+    assert alpha[0, 0, 0, 0] == 0.25
+    assert torch.equal(alpha[..., 1:, :], before.attention[0][..., 1:, :])
+
+
 def test_there_is_nothing_to_edit_where_there_is_no_gate():
     network = AttentionUNet(NetworkSpec(features=(3, 4, 5)))
     with pytest.raises(DataError, match="2 gates"):

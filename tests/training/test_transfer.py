@@ -13,7 +13,7 @@ from napari_attunet.model import Model
 from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.segmenter import segment
-from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
+from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization, TransformerSpec
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import TrainingSettings
 from napari_attunet.training.trainer import train
@@ -25,9 +25,13 @@ from napari_attunet.training.transfer import (
 )
 
 
-def make_spec(channels=1, classes=3, ndim=2, features=(3, 4)):
+def make_spec(channels=1, classes=3, ndim=2, features=(3, 4), **options):
     network = NetworkSpec(
-        ndim=ndim, in_channels=channels, out_channels=classes, features=features
+        ndim=ndim,
+        in_channels=channels,
+        out_channels=classes,
+        features=features,
+        **options,
     )
     return ModelSpec(name="m", network=network)
 
@@ -42,9 +46,37 @@ def test_more_channels_begin_as_grey(ndim, channels):
     torch.testing.assert_close(wider.network(repeated), model.network(grey))
 
 
-def test_inverted_begins_as_on_the_inverted_image():
-    model = Model.fresh(make_spec(features=(3, 4)))
-    inverted = adapt(model, make_spec(3), inverted=True)
+EVERYWHERE = {
+    "residual": {"residual": True},
+    "transformer": {"transformer": TransformerSpec(features=(4,))},
+}
+
+
+@pytest.mark.parametrize("options", EVERYWHERE.values(), ids=EVERYWHERE)
+def test_all_that_sees_the_image_sees_more_channels(options):
+    options = {"features": (4, 6), **options}
+    model = Model.fresh(make_spec(**options))
+    with torch.no_grad():  # a transformer that looks at the image
+        for parameter in model.network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    grey = torch.rand(2, 1, 16, 16)
+    wider = adapt(model, make_spec(3, **options))
+    repeated = grey.expand(-1, 3, -1, -1)
+    torch.testing.assert_close(wider.network(repeated), model.network(grey))
+
+
+def test_a_shortcut_that_was_none_begins_at_random():
+    options = {"features": (3, 4), "residual": True}
+    model = Model.fresh(make_spec(3, **options))
+    other = adapt(model, make_spec(5, **options))
+    assert other.network(torch.rand(1, 5, 8, 8)).isfinite().all()
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_inverted_begins_as_on_the_inverted_image(residual):
+    options = {"features": (4, 5), "residual": residual}
+    model = Model.fresh(make_spec(**options))
+    inverted = adapt(model, make_spec(3, **options), inverted=True)
     # a constant border, which zero padding sees otherwise, is kept out of the way
     grey = torch.rand(1, 1, 64, 64)
     got = inverted.network(grey.expand(-1, 3, -1, -1))
@@ -97,8 +129,9 @@ def test_dark_objects_are_begun_inverted():
     )
     found = best_adapted(model, colour, [Pair(dark, labels, "YXC")], settings)
     expected = adapt(model, colour, inverted=True)
+    bias = "encoder.0.0.bias"
     assert torch.equal(
-        found.network.encoder[0][0].bias, expected.network.encoder[0][0].bias
+        found.network.state_dict()[bias], expected.network.state_dict()[bias]
     )
 
 
