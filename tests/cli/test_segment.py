@@ -233,7 +233,7 @@ def test_errors_of_the_model_are_one_line(
         "segment", folder, "--model", plain, "-o", tmp_path, "--attention"
     )
     assert code == 1
-    assert "no attention gates" in errors
+    assert "no attention to write" in errors
 
 
 def test_patterns_are_expanded(folder: Path, tmp_path: Path) -> None:
