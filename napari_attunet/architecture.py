@@ -13,6 +13,7 @@ from napari_attunet.schema import check, check_choices
 
 __all__ = [
     "ATTENTION",
+    "FEATURES",
     "GATES",
     "SIGNALS",
     "WHERE",
@@ -36,6 +37,9 @@ Part = Literal["input", "encoder", "skip", "decoder"]
 
 Signal = Literal["fine", "coarse", "bottleneck"]
 Where = Literal["all", "encoder", "decoder", "bottleneck"]
+
+#: Channels of each level of a network that nobody described: small and quick.
+FEATURES = (16, 32, 64, 128, 256)
 
 #: What is registered, for choices that cannot wait for PyTorch.
 GATES = ("additive", "grid", "multiplicative")

@@ -84,8 +84,11 @@ def gate_statistics(
         If the mask doesn't have the shape of the image.
     """
     alpha = attention.values.astype(np.float64)
-    cells = tuple(-(-n // s) for n, s in zip(mask.shape, attention.scale, strict=False))
-    if mask.ndim != alpha.ndim or cells != alpha.shape:
+    cells: tuple[int, ...] = ()
+    if mask.ndim == alpha.ndim:
+        sizes = zip(mask.shape, attention.scale, strict=True)
+        cells = tuple(-(-size // factor) for size, factor in sizes)
+    if cells != alpha.shape:
         raise DataError(
             f"The mask has the shape {mask.shape}, which is not that of the image "
             f"under {attention.name}: choose labels of this image."

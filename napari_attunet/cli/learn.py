@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_attunet.architecture import NetworkSpec
+from napari_attunet.architecture import FEATURES, NetworkSpec
 from napari_attunet.cli.architecture import described
 from napari_attunet.cli.console import table
 from napari_attunet.cli.training import Teller, check_out, given, named, refuse
@@ -131,7 +131,6 @@ def read_settings(args: argparse.Namespace) -> RoundSettings:
 def _default_network(args: argparse.Namespace) -> NetworkSpec:
     """Return the network that nobody described, for the samples that there are."""
     from napari_attunet.corrections import TrainingSet
-    from napari_attunet.training.lessons import FEATURES
 
     samples = TrainingSet(args.training_set).samples()
     ndim = next((s.ndim for s in samples if s.used), 2)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from napari_attunet.architecture import FEATURES
 from napari_attunet.cli import architecture, learn
 from napari_attunet.cli.console import add_device, positive
 from napari_attunet.cli.training import (
@@ -35,9 +36,6 @@ __all__ = ["add_to", "hold_out", "read_recipe", "run"]
 
 #: Of the images, to choose the best weights by, where nothing else is said.
 HELD_OUT = 0.1
-
-#: Channels of each level of a network that nobody described: small and quick.
-FEATURES = (16, 32, 64, 128, 256)
 
 
 def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_attunet.architecture import AttentionSpec, Kind, Norm
-from napari_attunet.errors import ModelError
-from napari_attunet.networks.layers import LAYERS, conv, norm
+from napari_attunet.networks.layers import LAYERS, OPEN_BIAS, conv, norm
+from napari_attunet.networks.registry import Registered
 
 __all__ = [
     "CBAM",
@@ -31,9 +31,6 @@ __all__ = [
     "SqueezeExcitation",
     "look",
 ]
-
-#: Coefficients at the start of training are about sigmoid(2) = 0.88: near open.
-OPEN_BIAS = 2.0
 
 
 class Attended(NamedTuple):
@@ -52,7 +49,7 @@ class Attended(NamedTuple):
     coefficients: tuple[Tensor, ...]
 
 
-class BlockAttention(nn.Module, ABC):
+class BlockAttention(Registered, nn.Module, ABC, noun="attention"):
     """Base of all attention inside blocks, made from an `AttentionSpec`.
 
     Attributes
@@ -61,27 +58,7 @@ class BlockAttention(nn.Module, ABC):
         Which coefficients it returns.
     """
 
-    kinds: ClassVar[dict[str, type[BlockAttention]]] = {}
     emits: ClassVar[tuple[Kind, ...]]
-
-    def __init_subclass__(cls, *, name: str | None = None) -> None:
-        super().__init_subclass__()
-        if name is None:  # shares an implementation, is no kind of its own
-            return
-        if name in BlockAttention.kinds:
-            raise TypeError(f"Attention named {name!r} exists already.")
-        BlockAttention.kinds[name] = cls
-
-    @staticmethod
-    def named(name: str) -> type[BlockAttention]:
-        """Return the mechanism of that name; a miss lists the names there are."""
-        try:
-            return BlockAttention.kinds[name]
-        except KeyError:
-            raise ModelError(
-                f"There is no attention {name!r}; choose one of "
-                f"{sorted(BlockAttention.kinds)}."
-            ) from None
 
     @abstractmethod
     def __init__(self, spec: AttentionSpec, ndim: int, channels: int) -> None:

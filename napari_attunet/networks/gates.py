@@ -20,15 +20,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_attunet.architecture import GateSpec
-from napari_attunet.errors import ModelError
-from napari_attunet.networks.layers import LAYERS, activation, conv, norm
+from napari_attunet.networks.layers import LAYERS, OPEN_BIAS, activation, conv, norm
+from napari_attunet.networks.registry import Registered
 
 __all__ = [
     "AdditiveGate",
@@ -39,10 +39,6 @@ __all__ = [
     "MultiplicativeGate",
     "Ports",
 ]
-
-#: α at the start of training is about sigmoid(2) = 0.88: a gate that begins shut
-#: starves the skip it guards (Oktay et al. initialise theirs to pass everything).
-OPEN_BIAS = 2.0
 
 
 class Gated(NamedTuple):
@@ -79,28 +75,8 @@ class Ports(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Gate(nn.Module, ABC):
+class Gate(Registered, nn.Module, ABC, noun="gate"):
     """Base of all gates, made from a `GateSpec` and `Ports`."""
-
-    kinds: ClassVar[dict[str, type[Gate]]] = {}
-
-    def __init_subclass__(cls, *, name: str | None = None) -> None:
-        super().__init_subclass__()
-        if name is None:  # shares an implementation, is no kind of its own
-            return
-        if name in Gate.kinds:
-            raise TypeError(f"A gate named {name!r} exists already.")
-        Gate.kinds[name] = cls
-
-    @staticmethod
-    def named(name: str) -> type[Gate]:
-        """Return the gate of that name; a miss lists the names there are."""
-        try:
-            return Gate.kinds[name]
-        except KeyError:
-            raise ModelError(
-                f"There is no gate {name!r}; choose one of {sorted(Gate.kinds)}."
-            ) from None
 
     @abstractmethod
     def __init__(self, spec: GateSpec, ports: Ports) -> None:

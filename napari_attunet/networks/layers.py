@@ -10,7 +10,7 @@ from torch import nn
 
 from napari_attunet.architecture import Activation, Norm
 
-__all__ = ["LAYERS", "Up", "activation", "conv", "max_pool", "norm"]
+__all__ = ["LAYERS", "OPEN_BIAS", "Up", "activation", "conv", "max_pool", "norm"]
 
 
 class _Layers(NamedTuple):
@@ -53,6 +53,10 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     "softplus": nn.Softplus,
     "elu": nn.ELU,
 }
+
+#: Coefficients at the start of training are about sigmoid(2) = 0.88: attention that
+#: begins shut starves what is behind it (Oktay et al. let theirs pass everything).
+OPEN_BIAS = 2.0
 
 #: Channels that share their statistics in group normalisation (Wu and He 2018).
 GROUP_SIZE = 8

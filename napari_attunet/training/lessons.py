@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from napari_attunet.architecture import FEATURES
 from napari_attunet.corrections import (
     FEW_PIXELS,
     Correction,
@@ -47,9 +48,6 @@ REACH, AROUND, LIMITS = 9, 2.5, (1.0, 6.0)
 #: How far up from the darkest to the brightest the middle of a bright-field image lies
 #: at least, and by how many pixels that is judged.
 BRIGHT, PIXELS = 0.75, 100_000
-
-#: A new model that nobody described: small and quick.
-FEATURES = (16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, eq=False)

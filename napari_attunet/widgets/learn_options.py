@@ -20,6 +20,7 @@ from superqt import QCollapsible
 
 from napari_attunet.architecture import (
     ATTENTION,
+    FEATURES,
     GATES,
     SIGNALS,
     WHERE,
@@ -51,7 +52,7 @@ AUGMENTATION = (
 )
 
 #: Channels of each level, fine to coarse.
-FEATURES = "16, 32, 64, 128, 256"
+EXAMPLE = ", ".join(map(str, FEATURES))
 
 
 class LearnOptions(QCollapsible):
@@ -101,7 +102,7 @@ class LearnOptions(QCollapsible):
         self.dimensions.addItem("2D", 2)
         self.dimensions.addItem("3D", 3)
         self.dimensions.setToolTip("2D models walk through stacks, 3D ones see volumes")
-        self.features = QLineEdit(FEATURES)
+        self.features = QLineEdit(EXAMPLE)
         self.features.setToolTip(
             "Channels of each level of the network, fine to coarse"
         )
@@ -281,7 +282,7 @@ class LearnOptions(QCollapsible):
         numbers = re.findall(r"\d+", text)
         if not re.fullmatch(r"[\d\s,;]+", text):
             raise ModelError(
-                f"Features are numbers with commas between them, such as {FEATURES}; "
+                f"Features are numbers with commas between them, such as {EXAMPLE}; "
                 f"got {text!r}."
             )
         return NetworkSpec(

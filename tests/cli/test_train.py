@@ -16,7 +16,7 @@ import pytest
 import tifffile
 
 from napari_attunet import devices
-from napari_attunet.architecture import ATTENTION, WHERE
+from napari_attunet.architecture import ATTENTION, FEATURES, WHERE
 from napari_attunet.cli import train
 from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.errors import DataError, ModelError
@@ -27,7 +27,6 @@ from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import AttentionSpec, GateSpec, NetworkSpec, TransformerSpec
-from napari_attunet.training.lessons import FEATURES
 from napari_attunet.training.process import COMMAND, child_steps
 from napari_attunet.training.record import Contender, Round, read_record
 from napari_attunet.training.samples import Pair

@@ -212,7 +212,7 @@ def test_a_misspelt_name_lists_the_right_ones():
 
 
 def test_a_name_is_taken_once():
-    with pytest.raises(TypeError, match="exists already"):
+    with pytest.raises(TypeError, match="'se' is taken"):
 
         class Second(BlockAttention, name="se"):
             pass

@@ -185,7 +185,7 @@ def test_a_misspelt_name_lists_the_right_ones():
 
 
 def test_a_name_is_taken_once():
-    with pytest.raises(TypeError, match="exists already"):
+    with pytest.raises(TypeError, match="'additive' is taken"):
 
         class Second(Gate, name="additive"):
             pass
