@@ -210,6 +210,13 @@ def test_where_the_transformer_looks_is_told_in_pixels():
     np.testing.assert_allclose(
         [(found @ corner)[:2] for corner in corners], [(31.5, 31.5), (47.5, 63.5)]
     )
+    matrix = np.array([[0.5, 0.1, 0.2], [-0.3, 0.7, -0.4]])
+    row, column = 5, 40
+    x, y = (2 * column + 1) / 64 - 1, (2 * row + 1) / 32 - 1
+    there_x, there_y = 0.5 * x + 0.1 * y + 0.2, -0.3 * x + 0.7 * y - 0.4
+    expected = ((there_y + 1) * 32 - 1) / 2 + 16, ((there_x + 1) * 64 - 1) / 2
+    found = in_pixels(matrix.astype(np.float32), tile) @ (row, column, 1)
+    np.testing.assert_allclose(found[:2], expected, atol=1e-4)
     identity = in_pixels(np.eye(2, 3, dtype=np.float32), tile)
     np.testing.assert_allclose(identity, [[1, 0, 16], [0, 1, 0], [0, 0, 1]], atol=1e-6)
 
