@@ -255,7 +255,7 @@ def contrast(row: dict[str, Any]) -> str:
 def table(found: Sequence[dict[str, Any]]) -> str:
     """Return Markdown: means and standard deviations over seeds."""
     heads = (
-        "| set | mechanism | Dice | AP50 | pooled | α on/off, two finest levels, by seed"
+        "| set | mechanism | Dice | AP50 | pooled | α on/off, two finest, by seed"
         " | parameters | step | pass |\n|" + "---|" * 9
     )
     lines = [heads]
