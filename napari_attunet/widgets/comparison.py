@@ -15,7 +15,8 @@ from scipy import ndimage
 from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
-from napari_attunet.widgets.layers import KEY, Pose, array_of, axes_of, fit
+from napari_attunet.widgets.layers import KEY, array_of, axes_of
+from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.warmup import warm_up
 
 __all__ = ["GAINED", "LOST", "OTHER", "Comparison", "changes", "describe"]

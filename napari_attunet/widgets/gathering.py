@@ -23,13 +23,8 @@ from napari_attunet.corrections import (
 from napari_attunet.corrections.split import hash_image
 from napari_attunet.errors import DataError
 from napari_attunet.progress import Progress, Steps
-from napari_attunet.widgets.layers import (
-    Pose,
-    Snapshot,
-    array_of,
-    axes_of,
-    prediction_of,
-)
+from napari_attunet.widgets.layers import Snapshot, array_of, axes_of, prediction_of
+from napari_attunet.widgets.poses import Pose
 from napari_attunet.widgets.regions import Drawing, mask_of, unit_factors
 
 if TYPE_CHECKING:

@@ -7,14 +7,8 @@ from napari.layers import Image, Labels, Shapes
 
 from napari_attunet.corrections import Correction
 from napari_attunet.widgets.gathering import shape_shown
-from napari_attunet.widgets.layers import (
-    Mark,
-    Pose,
-    Snapshot,
-    array_of,
-    fit,
-    set_mark,
-)
+from napari_attunet.widgets.layers import Mark, Snapshot, array_of, set_mark
+from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.regions import outlines_of
 
 __all__ = ["empty_labels", "empty_regions", "layers_of"]

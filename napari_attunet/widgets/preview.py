@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +20,14 @@ from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.layers import KEY, Pose, array_of, axes_of, fit
+from napari_attunet.widgets.layers import KEY, array_of, axes_of
+from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["Glimpse", "Preview", "look_at", "shifted", "visible_region"]
+__all__ = ["Glimpse", "Preview", "look_at", "visible_region"]
 
 #: Seconds between two looks at least, and how often the time that one takes: the
 #: training shares the machine.
@@ -102,12 +103,6 @@ def visible_region(
     return tuple(region)
 
 
-def shifted(pose: Pose, offset: Sequence[float]) -> Pose:
-    """Return the pose of a part that begins so many pixels into the whole."""
-    shift = pose.rotate @ pose.shear @ (pose.scale * np.asarray(offset, float))
-    return replace(pose, translate=pose.translate + shift)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Glimpse:
     """One look: what is segmented, and where the result belongs.
@@ -161,7 +156,7 @@ class Glimpse:
             (1,) * found.labels.ndim,
             axes=self.axes,
             shape=part,
-            pose=shifted(self.pose, offset),
+            pose=self.pose.shifted(offset),
         )
         return _make_layer(self.spec, values, pose), pose
 

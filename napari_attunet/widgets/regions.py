@@ -17,7 +17,7 @@ from skimage.draw import polygon
 from skimage.measure import find_contours
 
 from napari_attunet.errors import DataError
-from napari_attunet.widgets.layers import Pose
+from napari_attunet.widgets.poses import Pose
 
 if TYPE_CHECKING:
     from napari.layers import Shapes

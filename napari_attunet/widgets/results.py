@@ -20,19 +20,18 @@ from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.layers import (
     Mark,
-    Pose,
     Snapshot,
     array_of,
     attention_look,
     attention_name,
     axes_of,
     fingerprint,
-    fit,
     labels_name,
     mark_of,
     results_of,
     set_mark,
 )
+from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:

@@ -26,7 +26,8 @@ from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.widgets import collect as module
 from napari_attunet.widgets.collect import BRUSH_KEY, CollectPanel, paint_background
 from napari_attunet.widgets.jobs import _Work
-from napari_attunet.widgets.layers import Pose, prediction_of
+from napari_attunet.widgets.layers import prediction_of
+from napari_attunet.widgets.poses import Pose
 from napari_attunet.widgets.segment import SegmentWidget
 
 TIMEOUT = 20_000

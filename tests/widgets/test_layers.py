@@ -14,14 +14,12 @@ from napari.layers import Image, Labels
 from napari_attunet.errors import DataError
 from napari_attunet.widgets.layers import (
     Mark,
-    Pose,
     Snapshot,
     array_of,
     attention_look,
     attention_name,
     axes_of,
     fingerprint,
-    fit,
     is_result,
     is_untouched,
     labels_name,
@@ -30,6 +28,7 @@ from napari_attunet.widgets.layers import (
     results_of,
     set_mark,
 )
+from napari_attunet.widgets.poses import Pose, fit
 
 #: napari says so of every volume that is turned out of its slices.
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")

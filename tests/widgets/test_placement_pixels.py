@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from napari.utils.colormaps import DirectLabelColormap
 
-from napari_attunet.widgets.layers import Pose, axes_of, fit
+from napari_attunet.widgets.layers import axes_of
+from napari_attunet.widgets.poses import Pose, fit
 
 pytestmark = [
     pytest.mark.gl,

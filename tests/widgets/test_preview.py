@@ -18,13 +18,13 @@ from napari_attunet.model import Model, save_model
 from napari_attunet.progress import drain
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.widgets.jobs import _Work
-from napari_attunet.widgets.layers import Pose, is_result
+from napari_attunet.widgets.layers import is_result
+from napari_attunet.widgets.poses import Pose
 from napari_attunet.widgets.preview import (
     INTERVAL,
     LARGEST,
     Preview,
     look_at,
-    shifted,
     visible_region,
 )
 
@@ -121,7 +121,7 @@ def test_a_part_lies_where_it_was_cut_from():
         affine=[[1, 0.1, 5], [0, 1, 6], [0, 0, 1]],
         contrast_limits=(0, 1),
     )
-    pose = shifted(Pose.of(layer), (10, 20))
+    pose = Pose.of(layer).shifted((10, 20))
     part = Image(np.zeros((5, 5)), contrast_limits=(0, 1), **pose.arguments())
     for corner in ((0, 0), (4, 0), (2, 3)):
         whole = np.add(corner, (10, 20))

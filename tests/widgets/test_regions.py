@@ -11,7 +11,7 @@ from scipy.ndimage import binary_fill_holes
 from skimage.draw import disk
 
 from napari_attunet.errors import DataError
-from napari_attunet.widgets.layers import Pose
+from napari_attunet.widgets.poses import Pose
 from napari_attunet.widgets.regions import Drawing, mask_of, outlines_of, unit_factors
 
 #: napari says so of every volume that is turned out of its slices.
