@@ -19,6 +19,7 @@ __all__ = [
     "available_devices",
     "choose_device",
     "default_threads",
+    "has_bfloat16",
     "release_memory",
     "threads",
 ]
@@ -128,6 +129,22 @@ def default_threads(spare: int = 0) -> int:
     except AttributeError:  # macOS and Windows don't tell
         cores = os.cpu_count() or 1
     return max(1, min(cores - spare, torch.get_num_threads()))
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return whether a device computes in bfloat16, rather than emulating it.
+
+    Parameters
+    ----------
+    device : str
+        As PyTorch calls it.
+    """
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device == "cpu":  # older releases of PyTorch do not tell
+        told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+        return any(told.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))
+    return False
 
 
 def release_memory(device: Device) -> None:

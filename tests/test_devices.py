@@ -78,3 +78,13 @@ def test_threads_by_environment(monkeypatch):
     monkeypatch.setenv("NAPARI_ATTUNET_THREADS", "many")
     with pytest.raises(DeviceError, match="whole number"):
         devices.default_threads()
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False), ({}, False)],
+)
+def test_bfloat16_is_not_emulated(monkeypatch, told, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
+    assert devices.has_bfloat16("cpu") is expected
+    assert not devices.has_bfloat16("mps")

@@ -91,7 +91,8 @@ class TrainingSettings:
     freeze : {"nothing", "encoder"}
         What keeps the weights it starts with.
     half_precision : bool
-        bfloat16 autocast; on processors without bfloat16 it is slower, not faster.
+        bfloat16 autocast where the device computes in it; where it only emulates it,
+        that would be slower, not faster.
     seed : int
         Of initial weights, crops and augmentation.
     augmentation : Augmentation

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from napari_attunet.atomic import replacing
-from napari_attunet.devices import choose_device, threads
+from napari_attunet.devices import choose_device, has_bfloat16, threads
 from napari_attunet.errors import CheckpointError, DataError
 from napari_attunet.model import Model
 from napari_attunet.progress import Enough, Progress, Steps
@@ -277,9 +277,8 @@ class _State:
             group["lr"] = self.rate
         images = batch.images.to(self._device)
         kind = self._device.split(":")[0]
-        with torch.autocast(
-            kind, torch.bfloat16, enabled=settings.half_precision and kind != "mps"
-        ):
+        half = settings.half_precision and has_bfloat16(self._device)
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
             explained = self._explain(images)
         loss = segmentation_loss(
             team.gather(explained.logits.float(), count),

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from napari.layers import Image, Labels, Layer
 
 from napari_attunet.axes import guess_axes
+from napari_attunet.canvas import AttentionMap, AttentionTable
 
 __all__ = [
     "Mark",
@@ -189,6 +190,10 @@ class Mark:
         How the segmentation was run.
     prediction : Snapshot, optional
         Labels as they were delivered: the layer's own are painted in place.
+    attention : AttentionMap, optional
+        What a layer with attention shows.
+    tables : tuple of AttentionTable
+        With labels: what the same run attended to that has no place.
     """
 
     source: Any
@@ -198,6 +203,8 @@ class Mark:
     fingerprint: str
     record: dict[str, Any]
     prediction: Snapshot | None = None
+    attention: AttentionMap | None = None
+    tables: tuple[AttentionTable, ...] = ()
 
 
 def set_mark(layer: Layer, mark: Mark) -> None:

@@ -259,7 +259,7 @@ def _attention(task: Task, found: Any) -> Iterator[Result]:
             title=(attention.name, attention.level, max(of_kind)),
             values=attention.values,
             factors=attention.scale,
-            mark=_mark(task, found, attention.name, ""),
+            mark=replace(_mark(task, found, attention.name, ""), attention=attention),
             look={**look, "visible": attention is gates[0]},
             reuse=task.present.get(attention.name),
         )
@@ -287,7 +287,10 @@ def _labels(task: Task, found: Any) -> Result:
     )
     values, _ = result.fit(task, task.pose)
     mark = replace(
-        result.mark, fingerprint=fingerprint(values), prediction=Snapshot.of(values)
+        result.mark,
+        fingerprint=fingerprint(values),
+        prediction=Snapshot.of(values),
+        tables=found.tables,
     )
     return replace(result, mark=mark)
 
