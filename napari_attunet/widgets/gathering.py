@@ -40,9 +40,11 @@ __all__ = [
     "examine",
     "frame_shown",
     "image_axes",
+    "label_axes_of",
     "leading_axes",
     "shape_shown",
     "take",
+    "without_channels",
 ]
 
 #: Which slices of a stack: the one that is shown, all, or those with something in them.
@@ -205,7 +207,7 @@ def take(
         are no regions where they are what counts.
     """
     axes = image_axes(image, labels, aim)
-    label_axes = _label_axes(image, labels, axes)
+    label_axes = label_axes_of(image, labels, axes)
     if extent == "regions" and regions is None:
         raise DataError(
             "There are no regions. Add a Shapes layer and draw around what is "
@@ -253,7 +255,7 @@ def shape_shown(image: Image) -> tuple[int, ...]:
     return tuple(array_of(image).shape[: image.ndim])
 
 
-def _label_axes(image: Image, labels: Labels, axes: str) -> str:
+def label_axes_of(image: Image, labels: Labels, axes: str) -> str:
     """Name the axes of labels, or refuse them."""
     shape = tuple(array_of(labels).shape)
     sizes = dict(zip(axes, array_of(image).shape, strict=True))
@@ -285,7 +287,7 @@ def correction_of(taken: Taken) -> Steps[Correction]:
         If the regions or the slices hold nothing.
     """
     yield Progress(0, 0, "Reading the labels")
-    labels = _without_channels(np.array(taken.labels), taken.label_axes)
+    labels = without_channels(np.array(taken.labels), taken.label_axes)
     prediction = _prediction(taken)
     regions = _regions(taken)
     yield Progress(0, 0, "Reading the image")
@@ -368,7 +370,7 @@ def _stack(
     return np.stack(parts), (walked[0] if len(walked) == 1 else "T") + rest
 
 
-def _without_channels(labels: npt.NDArray[Any], axes: str) -> npt.NDArray[Any]:
+def without_channels(labels: npt.NDArray[Any], axes: str) -> npt.NDArray[Any]:
     """Return labels whatever channel they were painted in."""
     return labels.max(axis=axes.index("C")) if "C" in axes else labels
 
@@ -382,7 +384,7 @@ def _prediction(taken: Taken) -> npt.NDArray[Any] | None:
     places = dict(taken.shown) if taken.slices == "shown" else {}
     first = places.pop(axes[0], None)
     axes = axes if first is None else axes[1:]
-    return _without_channels(*_select(snapshot.array(first), axes, places))
+    return without_channels(*_select(snapshot.array(first), axes, places))
 
 
 def _regions(taken: Taken) -> npt.NDArray[np.bool_] | None:
@@ -398,7 +400,7 @@ def _regions(taken: Taken) -> npt.NDArray[np.bool_] | None:
         origin=[places.get(axis, 0) for axis in axes],
     )
     mask, axes = _select(mask, axes, dict.fromkeys(places, 0))
-    return _without_channels(mask, axes)
+    return without_channels(mask, axes)
 
 
 def _filled(

@@ -194,6 +194,8 @@ class Mark:
         What a layer with attention shows.
     tables : tuple of AttentionTable
         With labels: what the same run attended to that has no place.
+    settings : Settings, optional
+        What the user had chosen.
     """
 
     source: Any
@@ -205,6 +207,7 @@ class Mark:
     prediction: Snapshot | None = None
     attention: AttentionMap | None = None
     tables: tuple[AttentionTable, ...] = ()
+    settings: Any = None
 
 
 def set_mark(layer: Layer, mark: Mark) -> None:

@@ -303,6 +303,7 @@ def _mark(task: Task, found: Any, role: str, print_: str) -> Mark:
         layer=None,
         fingerprint=print_,
         record=found.record,
+        settings=task.settings,
     )
 
 

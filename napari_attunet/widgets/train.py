@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent, Qt
-from qtpy.QtWidgets import QFrame, QScrollArea, QTabWidget, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QTabWidget, QVBoxLayout, QWidget
 
 from napari_attunet.corrections import TrainingSet
 from napari_attunet.library import Library
@@ -14,6 +14,7 @@ from napari_attunet.widgets.collect import CollectPanel
 from napari_attunet.widgets.history import HistoryPanel
 from napari_attunet.widgets.learn import LearnPanel
 from napari_attunet.widgets.places import PlacesPanel
+from napari_attunet.widgets.scrolling import scrolling
 from napari_attunet.widgets.segment import PLUGIN
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ DOCK = "Attention U-Net: learn"
 
 #: Pixels; narrower, the tabs are cut.
 MINIMUM_WIDTH = 340
-
-#: Pixels around each panel.
-MARGIN = 6
 
 
 def learn_from_corrections(viewer: napari.viewer.Viewer) -> None:
@@ -79,7 +77,7 @@ class TrainWidget(QWidget):
             ("3 Versions", self.versions, "Go back, rename, duplicate, delete"),
             ("4 Check", self.places, "Where to look next"),
         ):
-            self.tabs.addTab(_scrolling(panel), title)
+            self.tabs.addTab(scrolling(panel), title)
             self.tabs.setTabToolTip(self.tabs.count() - 1, tip)
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 4, 0, 0)
@@ -120,16 +118,3 @@ class TrainWidget(QWidget):
             for panel in (self.corrections, self.learning, self.places):
                 panel.close_down()
         return bool(super().event(event))
-
-
-def _scrolling(panel: QWidget) -> QScrollArea:
-    """Return a panel that is as wide as the dock and may be higher than it."""
-    layout = panel.layout()
-    if layout is not None:
-        layout.setContentsMargins(MARGIN, MARGIN, MARGIN, MARGIN)
-    area = QScrollArea()
-    area.setWidget(panel)
-    area.setWidgetResizable(True)
-    area.setFrameShape(QFrame.Shape.NoFrame)
-    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-    return area
