@@ -170,7 +170,11 @@ class BlocksPanel(QWidget):
 
     def _on_moved(self, world: Sequence[float]) -> None:
         seen = self._session.seen
-        if not self.isVisible() or seen is None or seen.pixel_at(world) is None:
+        if (
+            not self.isVisibleTo(self.window())
+            or seen is None
+            or seen.pixel_at(world) is None
+        ):
             return
         tiles = [len(t.regions) for t in self._tables]
         self._world = world
@@ -194,7 +198,7 @@ class BlocksPanel(QWidget):
     # --- where a place looks --------------------------------------------------------
 
     def _on_clicked(self, world: Sequence[float]) -> None:
-        if self.isVisible():
+        if self.isVisibleTo(self.window()):
             self.query(world)
 
     def query(self, world: Sequence[float]) -> None:

@@ -91,11 +91,11 @@ class ProbePanel(QWidget):
         self.place.setText(where + hint)
 
     def _on_moved(self, world: Sequence[float]) -> None:
-        if self.isVisible() and not self._held:
+        if self.isVisibleTo(self.window()) and not self._held:
             self.probe(world)
 
     def _on_clicked(self, world: Sequence[float]) -> None:
-        if self.isVisible() and self._session.seen is not None:
+        if self.isVisibleTo(self.window()) and self._session.seen is not None:
             self._held = not self._held
             self.probe(world)
 

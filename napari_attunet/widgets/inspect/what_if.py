@@ -24,6 +24,7 @@ from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.inspect.session import Asker, Session
 from napari_attunet.widgets.inspect.stage import STEPS, painted_alpha
 from napari_attunet.widgets.options import make_form
+from napari_attunet.widgets.strokes import StrokeWatch
 from napari_attunet.widgets.suggestions import grouped, plural
 
 __all__ = ["Effect", "WhatIfPanel", "answer_steps"]
@@ -98,7 +99,11 @@ class WhatIfPanel(QWidget):
         self._ablating = Asker(session, self._on_ablated, self)
         self._gates: list[AttentionMap] = []
         self.states: list[QComboBox] = []
-        self._heard: list[Labels] = []
+        self._painted: list[Labels] = []
+        viewer = session.viewer
+        if viewer is None:
+            raise RuntimeError("There is no viewer.")
+        self._strokes = StrokeWatch(viewer, self)
         self.effect: Effect | None = None
         self._timer = QTimer(self)
         self._timer.setSingleShot(True)
@@ -107,6 +112,7 @@ class WhatIfPanel(QWidget):
         self._build()
         session.changed.connect(self._on_changed)
         session.mask_changed.connect(self._on_mask_changed)
+        self._strokes.edited.connect(self._timer.start)
         self._on_changed()
 
     def _build(self) -> None:
@@ -204,23 +210,17 @@ class WhatIfPanel(QWidget):
             if box.currentText() != PAINTED:
                 continue
             layer = self._session.stage.show_paint(source, seen, gate)
-            if layer is None or layer in self._heard:
+            if layer is None or layer in self._painted:
                 continue
-            for event in (layer.events.paint, layer.events.labels_update):
-                event.connect(self._on_painted)
-            self._heard.append(layer)
+            self._painted.append(layer)
+            self._strokes.follow(self._painted)
             layer.selected_label = 1
             layer.mode = "paint"
             viewer.layers.selection.active = layer
 
     def _hear_nothing(self) -> None:
-        for layer in self._heard:
-            for event in (layer.events.paint, layer.events.labels_update):
-                event.disconnect(self._on_painted)
-        self._heard = []
-
-    def _on_painted(self, event: Any = None) -> None:
-        self._timer.start()
+        self._painted = []
+        self._strokes.follow([])
 
     # --- the answer -----------------------------------------------------------------
 
