@@ -249,12 +249,13 @@ def _look(
     at = dict(zip(seen.label_axes, pixel, strict=True))
     axes = "ZYX"[-seen.spec.network.ndim :]
     found = seen.inspection.look(mechanism, [at[axis] for axis in axes])
-    where = ", ".join(f"{axis.lower()} {at[axis]}" for axis in axes)
+    corner = dict(zip(seen.label_axes, (r.start for r in seen.region), strict=True))
+    where = ", ".join(f"{a.lower()} {at[a] + corner[a]}" for a in axes)
     shares = found.values / found.values.sum()
     spread = float(np.exp(-(shares[shares > 0] * np.log(shares[shares > 0])).sum()))
     text = (
-        f"From {where} (in the part): looks at about {spread:.0f} of "
-        f"{shares.size} places; bright is where it looks most."
+        f"From {where} it looks at about {spread:.0f} of {shares.size} places; bright "
+        "is where it looks most."
     )
     return seen, found, text
 
@@ -303,7 +304,10 @@ def turn_of(matrix: npt.NDArray[np.floating[Any]]) -> str:
     plane = np.asarray(matrix, float)[-3:-1, -3:-1]
     angle = math.degrees(math.atan2(plane[0, 1] - plane[1, 0], np.trace(plane)))
     zoom = math.sqrt(abs(np.linalg.det(plane)))
-    return f"The frame is turned by {angle:.1f}° and {zoom:.2f} times as large."
+    return (
+        f"The frame is turned by {angle:.1f}° and {zoom:.2f} times as large as what "
+        "the network saw; zoom out if it lies beyond the view."
+    )
 
 
 def _what_is_missing(seen: Seen | None) -> str:

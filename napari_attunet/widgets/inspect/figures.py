@@ -38,8 +38,8 @@ __all__ = [
 #: Pixels of one bar, and of what is above and below all of them.
 BAR, FRAME = 18, 26
 
-#: Seen on dark and on light ground.
-COLOUR, OTHER = "#2f9be6", "#e69f00"
+#: Of the groups of bars; seen on dark and on light ground, and told apart by most.
+COLOURS = ("#e69f00", "#009e73", "#2f9be6")
 
 FIGURES = "PNG picture (*.png);;SVG drawing (*.svg)"
 TABLES = "CSV table (*.csv)"
@@ -70,7 +70,10 @@ class Bars(QWidget):
         layout.setContentsMargins(0, 0, 0, 0)
 
     def show_values(
-        self, names: Sequence[str], values: Sequence[float], first: int = 0
+        self,
+        names: Sequence[str],
+        values: Sequence[float],
+        groups: Sequence[int] = (),
     ) -> None:
         """Show bars.
 
@@ -79,8 +82,8 @@ class Bars(QWidget):
         names : sequence of str
             From top to bottom; an empty one is not written.
         values : sequence of float
-        first : int
-            So many of them are of another kind than the others, in another colour.
+        groups : sequence of int, optional
+            So many of them belong together and have a colour; by default all.
         """
         if self._plot is None:
             self._build()
@@ -91,7 +94,11 @@ class Bars(QWidget):
             self._plot.getAxis("left").setTicks([ticks])
             self._plot.setYRange(-len(names) + 0.4, 0.6, padding=0)
             self._plot.setFixedHeight(BAR * len(names) + FRAME)
-        colours = [OTHER if i < first else COLOUR for i in range(len(names))]
+        colours = [
+            colour
+            for colour, count in zip(COLOURS, groups or (len(names),), strict=False)
+            for _ in range(count)
+        ]
         self._bars.setOpts(
             x0=[0.0] * len(names),
             y=[-float(i) for i in range(len(names))],
@@ -104,7 +111,7 @@ class Bars(QWidget):
     def clear(self) -> None:
         """Show no bars."""
         if self._plot is not None:
-            self.show_values(self._names, [0.0] * len(self._names))
+            self._bars.setOpts(width=[0.0] * len(self._names))
         self.values = ()
 
     def follow_theme(self, theme: str) -> None:

@@ -23,9 +23,10 @@ class ProbePanel(QWidget):
     ::
 
         y 120, x 88 (held: click again to go on)
-        α level 1   ████████
-        α level 2   ████
-        nucleus     ██████████
+        α level 1           ████████
+        α level 2           ████
+        SE encoder level 1  ██████    (mean of its channels)
+        nucleus             ██████████
         [ Save figure … ]
 
     Parameters
@@ -74,11 +75,12 @@ class ProbePanel(QWidget):
             self.place.setText(IDLE)
             return
         self._tell(found, seen.label_axes)
-        shown = (*found.attention, *found.classes)
+        groups = (found.attention, found.channels, found.classes)
+        shown = [item for group in groups for item in group]
         self.bars.show_values(
             [name for name, _ in shown],
             [value for _, value in shown],
-            first=len(found.attention),
+            [len(group) for group in groups],
         )
         self.save.setEnabled(True)
 

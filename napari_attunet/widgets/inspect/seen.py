@@ -44,12 +44,16 @@ class Probed:
         In the whole image, along the axes of its labels.
     attention : tuple of (str, float)
         Name and coefficient of each map.
+    channels : tuple of (str, float)
+        Name and mean weight of each block with attention to channels, which have no
+        place but the tile.
     classes : tuple of (str, float)
         Names and probabilities, where they are known.
     """
 
     position: tuple[int, ...]
     attention: tuple[tuple[str, float], ...]
+    channels: tuple[tuple[str, float], ...]
     classes: tuple[tuple[str, float], ...]
 
 
@@ -167,6 +171,11 @@ class Seen:
                 p + r.start for p, r in zip(pixel, self.region, strict=True)
             ),
             attention=tuple(attention),
+            channels=tuple(
+                (table.name, float(table.values[self.row_of(table, world)].mean()))
+                for table in self.tables
+                if table.kind == "channel"
+            ),
             classes=tuple(classes),
         )
 

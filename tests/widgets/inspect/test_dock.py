@@ -393,7 +393,10 @@ def test_channels_queries_and_the_frame(viewer, dock, qtbot, tmp_path, monkeypat
     settle(qtbot, dock)
     (asked,) = named(viewer, "looks at")
     assert asked.data.max() == pytest.approx(1)
-    assert "looks at about" in blocks.looked.text()
+    assert blocks.looked.text().startswith("From y 50, x 60 it looks at about")
+    means = [t.values.mean() for t in dock.session.seen.tables if t.kind == "channel"]
+    probed = dock.session.seen.probe((50, 60))
+    assert [value for _, value in probed.channels] == pytest.approx(means)
     click(viewer, (150.0, 20.0))
     settle(qtbot, dock)
     assert len(named(viewer, "looks at")) == 1
