@@ -3,8 +3,9 @@
 Trains a small network with each mechanism that is registered and one without any, from
 scratch, with the same data, steps, crops, augmentation and seeds; on nuclei (objects)
 and on membranes (classes). Scores the validation images, and measures how much more α
-lets through on the target than off it. A training step and a pass over an image are
-timed against the plain network in turns, so that other work on the machine slows both.
+lets through on the target than off it. The network forward and backward on the crops of
+a step, and forward on an image, are timed against the plain network in turns, so that
+other work on the machine slows both.
 
     python benchmarks/mechanisms.py --data DIR --work DIR [--sets nuclei,membranes]
         [--mechanisms none,additive,...] [--seeds 3] [--steps 400]
@@ -184,11 +185,13 @@ def costs(spec: NetworkSpec, args: argparse.Namespace) -> dict[str, float]:
     plain = dataclasses.replace(spec, gate=None, attention=(), transformer=None)
     device = choose_device(args.device, args.threads).name
     networks = [AttentionUNet(s).to(device) for s in (spec, plain)]
+    crops = torch.randn(BATCH, spec.in_channels, CROP, CROP, device=device)
+    image = torch.randn(1, spec.in_channels, IMAGE, IMAGE, device=device)
     times: dict[str, list[tuple[float, float]]] = {"step": [], "pass": []}
     with threads(args.threads):
         for turn in range(TURNS + 1):
-            for what, run in (("step", _step), ("pass", _pass)):
-                pair = tuple(_seconds(run, n, device) for n in networks)
+            for what, run, x in (("step", _step, crops), ("pass", _pass, image)):
+                pair = tuple(_seconds(run, n, x) for n in networks)
                 if turn:  # the first one warms up
                     times[what].append(pair)
     size = [sum(p.numel() for p in n.parameters()) for n in networks]
@@ -196,28 +199,36 @@ def costs(spec: NetworkSpec, args: argparse.Namespace) -> dict[str, float]:
     return {"parameters": size[0], "more": size[0] / size[1] - 1, **ratios}
 
 
-def _step(network: AttentionUNet, device: str) -> None:
-    spec = network.spec
+def _step(network: AttentionUNet, x: torch.Tensor) -> None:
     network.train()
-    x = torch.randn(BATCH, spec.in_channels, CROP, CROP, device=device)
     network(x).square().mean().backward()
     network.zero_grad()
 
 
-def _pass(network: AttentionUNet, device: str) -> None:
+def _pass(network: AttentionUNet, x: torch.Tensor) -> None:
     network.eval()
     with torch.inference_mode():
-        network(torch.randn(1, network.spec.in_channels, IMAGE, IMAGE, device=device))
+        network(x)
 
 
 def _seconds(
-    run: Callable[[AttentionUNet, str], None], network: AttentionUNet, device: str
+    run: Callable[[AttentionUNet, torch.Tensor], None],
+    network: AttentionUNet,
+    x: torch.Tensor,
 ) -> float:
+    _wait(x.device)
     began = time.perf_counter()
-    run(network, device)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    run(network, x)
+    _wait(x.device)
     return time.perf_counter() - began
+
+
+def _wait(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -229,7 +240,9 @@ def rows(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for mechanism in args.mechanisms.split(","):
             for task in tasks.values():
                 path = args.work / f"{task.name}-{mechanism}-{seed}.json"
-                if not path.exists():
+                known = json.loads(path.read_text()) if path.exists() else {}
+                same = (args.steps, args.features)
+                if (known.get("steps"), known.get("features")) != same:
                     began = time.perf_counter()
                     model, loss = trained(task, mechanism, seed, args)
                     row = {

@@ -5,14 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from napari_attunet.canvas import AttentionMap
 from napari_attunet.errors import DataError
+from napari_attunet.progress import Progress, Steps, drain
 
-__all__ = ["GateStatistics", "cell_coverage", "gate_statistics"]
+__all__ = [
+    "GateStatistics",
+    "cell_coverage",
+    "gate_statistics",
+    "gate_statistics_steps",
+]
+
+#: Pixels that are counted at a time, so that memory doesn't follow the image.
+SLAB = 1 << 22
 
 #: α from which a gate counts as open, and below which as closed.
 OPEN, CLOSED = 0.9, 0.1
@@ -69,56 +79,117 @@ class GateStatistics:
 def gate_statistics(
     attention: AttentionMap, mask: npt.NDArray[np.bool_]
 ) -> GateStatistics:
-    """Return what a map does on a mask and beside it.
+    """Return what a map does on a mask and beside it; see `gate_statistics_steps`."""
+    return drain(gate_statistics_steps(attention, mask))
+
+
+def gate_statistics_steps(
+    attention: AttentionMap, mask: npt.NDArray[Any]
+) -> Steps[GateStatistics]:
+    """Measure what a map does on a mask and beside it, a slab at a time.
 
     Parameters
     ----------
     attention : AttentionMap
-    mask : array of bool
-        Of the image's pixels, in the shape of the labels of the same run. A cell counts
-        by how much of it the mask covers.
+    mask : array of bool or int
+        Of the image's pixels, in the shape of the labels of the same run; what is
+        above 0 is inside. A cell counts by how much of it the mask covers.
+
+    Returns
+    -------
+    generator
+        Yields `Progress`, returns `GateStatistics`.
 
     Raises
     ------
     DataError
         If the mask doesn't have the shape of the image.
     """
-    alpha = attention.values.astype(np.float64)
+    shape = attention.values.shape
     cells: tuple[int, ...] = ()
-    if mask.ndim == alpha.ndim:
+    if mask.ndim == len(shape):
         sizes = zip(mask.shape, attention.scale, strict=True)
         cells = tuple(-(-size // factor) for size, factor in sizes)
-    if cells != alpha.shape:
+    if cells != shape:
         raise DataError(
             f"The mask has the shape {mask.shape}, which is not that of the image "
             f"under {attention.name}: choose labels of this image."
         )
-    total = cell_coverage(np.ones_like(mask), attention.scale)
-    covered = cell_coverage(mask, attention.scale)
-
-    def mean(values: npt.NDArray[np.float64], weight: npt.NDArray[np.float64]) -> float:
-        whole = float(weight.sum())
-        return float((values * weight).sum()) / whole if whole else math.nan
-
-    inside, outside = mean(alpha, covered), mean(alpha, total - covered)
+    sums = _Sums()
+    factor = attention.scale[0]
+    rows = max(1, SLAB * shape[0] // max(1, mask.size))
+    for first in range(0, shape[0], rows):
+        yield Progress(first, shape[0], f"Measuring {attention.name}")
+        part = slice(first, min(first + rows, shape[0]))
+        pixels = slice(part.start * factor, part.stop * factor)
+        on_mask = np.asarray(mask[pixels]) > 0
+        sums.add(attention.values[part], on_mask, attention.scale)
+    inside, outside = sums.inside, sums.outside
     contrast = inside / outside if outside else math.nan
     if outside == 0 and inside > 0:
         contrast = math.inf
-    average = mean(alpha, total)
-    spread = math.sqrt(max(0.0, mean((alpha - average) ** 2, total)))
     return GateStatistics(
         name=attention.name,
         level=attention.level,
-        shape=alpha.shape,
-        mean=average,
+        shape=shape,
+        mean=sums.mean,
         inside=inside,
         outside=outside,
         contrast=contrast,
-        open=mean((alpha > OPEN).astype(float), total),
-        closed=mean((alpha < CLOSED).astype(float), total),
-        entropy=mean(_entropy(alpha), total),
-        remark=_remark(average, spread, contrast),
+        open=sums.open / sums.total,
+        closed=sums.closed / sums.total,
+        entropy=sums.entropy / sums.total,
+        remark=_remark(sums.mean, sums.spread, contrast),
     )
+
+
+class _Sums:
+    """What is counted of a map, in pixels of the image."""
+
+    def __init__(self) -> None:
+        self.total = self.covered = 0.0
+        self._all = self._on = self._squares = 0.0
+        self.open = self.closed = self.entropy = 0.0
+
+    def add(
+        self,
+        values: npt.NDArray[np.float32],
+        inside: npt.NDArray[np.bool_],
+        scale: Sequence[int],
+    ) -> None:
+        """Count a slab."""
+        alpha = values.astype(np.float64)
+        weight = cell_coverage(np.ones_like(inside), scale)
+        covered = cell_coverage(inside, scale)
+        self.total += float(weight.sum())
+        self.covered += float(covered.sum())
+        self._all += float((alpha * weight).sum())
+        self._on += float((alpha * covered).sum())
+        self._squares += float((alpha * alpha * weight).sum())
+        self.open += float(weight[alpha > OPEN].sum())
+        self.closed += float(weight[alpha < CLOSED].sum())
+        self.entropy += float((_entropy(alpha) * weight).sum())
+
+    @property
+    def mean(self) -> float:
+        """Mean of α."""
+        return self._all / self.total
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of α."""
+        return math.sqrt(max(0.0, self._squares / self.total - self.mean**2))
+
+    @property
+    def inside(self) -> float:
+        """Mean of α on the mask; NaN where there is none."""
+        return self._on / self.covered if self.covered else math.nan
+
+    @property
+    def outside(self) -> float:
+        """Mean of α beside the mask; NaN where there is no such place."""
+        left = self.total - self.covered
+        return (self._all - self._on) / left if left else math.nan
 
 
 def cell_coverage(
@@ -153,6 +224,8 @@ def _remark(mean: float, spread: float, contrast: float) -> str:
     if spread < STILL:
         state = "open" if mean > OPEN else "closed" if mean < CLOSED else "half open"
         return f"Does nothing: {state} everywhere."
+    if math.isnan(contrast):
+        return "There is nothing to compare: all or none of this is mask."
     if contrast < AGAINST:
         return "Opens on the background rather than on the objects."
     if contrast <= FOR:

@@ -140,7 +140,8 @@ def has_bfloat16(device: str) -> bool:
         As PyTorch calls it.
     """
     if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+        with torch.cuda.device(device):  # cards differ
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device == "cpu":  # older releases of PyTorch do not tell
         told: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
         return any(told.get(name) for name in ("amx_bf16", "avx512_bf16", "bf16"))

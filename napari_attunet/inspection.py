@@ -167,7 +167,8 @@ class Inspection:
         ----------
         edits : mapping of int to float or array, optional
             By level of the gate, 1 the finest: 1.0 opens it, 0.0 closes it, an array
-            with the shape of its `AttentionMap` is what it lets through.
+            with the shape of its `AttentionMap` is what it lets through, and as learnt
+            where that is NaN.
 
         Raises
         ------
@@ -222,7 +223,8 @@ class Inspection:
                     f"α of level {level} has the shape {self._labels_shape(shape)} "
                     f"here, got {values.shape}."
                 )
-            if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            told = values[~np.isnan(values)]
+            if told.size and (told.min() < 0 or told.max() > 1):
                 raise DataError("α lies between 0 (closed) and 1 (open).")
             if values.ndim:
                 order = [

@@ -1,12 +1,14 @@
 """What gates do is counted by the pixels their cells cover, and said in words."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from napari_attunet import attention as module
 from napari_attunet.attention import cell_coverage, gate_statistics
 from napari_attunet.canvas import AttentionMap
 from napari_attunet.errors import DataError
@@ -28,8 +30,9 @@ def attention(values, factor=1):
     shape=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     scale=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     seed=st.integers(0, 100),
+    slab=st.sampled_from([1, 30, 1 << 22]),
 )
-def test_a_coarse_map_counts_as_if_it_were_laid_on_the_pixels(shape, scale, seed):
+def test_a_coarse_map_counts_as_if_it_were_laid_on_the_pixels(shape, scale, seed, slab):
     rng = np.random.default_rng(seed)
     mask = rng.random(shape) < 0.4
     grid = tuple(-(-n // s) for n, s in zip(shape, scale, strict=True))
@@ -38,7 +41,8 @@ def test_a_coarse_map_counts_as_if_it_were_laid_on_the_pixels(shape, scale, seed
     pixels = alpha.repeat(scale[0], 0).repeat(scale[1], 1)[: shape[0], : shape[1]]
     pixels = pixels.astype(float)
 
-    found = gate_statistics(one, mask)
+    with mock.patch.object(module, "SLAB", slab):
+        found = gate_statistics(one, mask)
 
     assert found.mean == pytest.approx(pixels.mean())
     for value, where in ((found.inside, mask), (found.outside, ~mask)):

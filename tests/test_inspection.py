@@ -76,7 +76,12 @@ def test_editing_nothing_changes_nothing(signal):
     inspection = Inspection(segmenter, make_image(40, 52), axes="YX")
     before = inspection.answer()
     same = {m.level: m.values for m in before.attention}
-    for again in (inspection.answer(), inspection.answer(same)):
+    unknown = {n: np.full_like(values, np.nan) for n, values in same.items()}
+    for again in (
+        inspection.answer(),
+        inspection.answer(same),
+        inspection.answer(unknown),
+    ):
         assert np.array_equal(again.probabilities, before.probabilities)
         assert np.array_equal(again.labels, before.labels)
 
@@ -227,7 +232,7 @@ def test_a_position_outside_is_refused(position):
     [
         ({3: 1.0}, "no gate at level 3"),
         ({1: 1.5}, "between 0"),
-        ({1: float("nan")}, "between 0"),
+        ({1: float("inf")}, "between 0"),
         ({2: np.zeros((3, 3))}, "has the shape"),
     ],
 )

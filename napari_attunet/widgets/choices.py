@@ -32,6 +32,7 @@ from napari_attunet.widgets.gathering import (
     take,
 )
 from napari_attunet.widgets.layers import (
+    is_answer,
     is_result,
     prediction_of,
 )
@@ -267,7 +268,8 @@ class Choices(QWidget):
         if viewer is None:
             return
         image, shapes = self.source, _chosen(self.regions, self._shapes)
-        layers = list(viewer.layers)
+        # Outlines of a preview, comparisons and questions are no labels of anything.
+        layers = [at for at in viewer.layers if not is_answer(at)]
         self._images = [
             at for at in layers if isinstance(at, Image) and not is_result(at)
         ]

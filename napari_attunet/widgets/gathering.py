@@ -24,8 +24,8 @@ from napari_attunet.corrections.split import hash_image
 from napari_attunet.errors import DataError
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.widgets.layers import Snapshot, array_of, axes_of, prediction_of
-from napari_attunet.widgets.poses import Pose
-from napari_attunet.widgets.regions import Drawing, mask_of, unit_factors
+from napari_attunet.widgets.poses import Pose, in_units_of
+from napari_attunet.widgets.regions import Drawing, mask_of
 
 if TYPE_CHECKING:
     from napari.components import Dims
@@ -179,10 +179,7 @@ def image_axes(image: Image, labels: Labels | None, aim: Aim) -> str:
 
 def frame_shown(image: Image, dims: Dims, axes: str, ndim: int) -> dict[str, int]:
     """Return at which index along each leading axis the viewer shows an image."""
-    point = np.asarray(dims.point, float)[-image.ndim :]
-    units = getattr(dims, "units", None)  # napari before 0.9 has none
-    if units is not None and len(units) >= image.ndim:
-        point = point * unit_factors(units[-image.ndim :], image.units)
+    point = in_units_of(image, dims, dims.point)
     place, shape = np.round(image.world_to_data(point)), shape_shown(image)
     at = {axis: axes.index(axis) for axis in leading_axes(axes, ndim)}
     return {axis: int(np.clip(place[i], 0, shape[i] - 1)) for axis, i in at.items()}
@@ -371,8 +368,14 @@ def _stack(
 
 
 def without_channels(labels: npt.NDArray[Any], axes: str) -> npt.NDArray[Any]:
-    """Return labels whatever channel they were painted in."""
-    return labels.max(axis=axes.index("C")) if "C" in axes else labels
+    """Return labels whatever channel they were painted in; a view where it can be."""
+    if "C" not in axes:
+        return labels
+    channel = axes.index("C")
+    if labels.shape[channel] == 1:
+        return labels.squeeze(channel)
+    merged: npt.NDArray[Any] = labels.max(axis=channel)
+    return merged
 
 
 def _prediction(taken: Taken) -> npt.NDArray[Any] | None:

@@ -23,6 +23,7 @@ __all__ = [
     "attention_name",
     "axes_of",
     "fingerprint",
+    "is_answer",
     "is_result",
     "labels_name",
     "mark_of",
@@ -240,6 +241,11 @@ def prediction_of(layer: Layer) -> Mark | None:
 def is_result(layer: Layer) -> bool:
     """Return whether a layer is a result, or a copy of one."""
     return KEY in layer.metadata
+
+
+def is_answer(layer: Layer) -> bool:
+    """Return whether we made a layer only to show something for the moment."""
+    return is_result(layer) and not isinstance(layer.metadata[KEY], Mark)
 
 
 def results_of(layers: Iterable[Layer], source: Layer, model: str) -> list[Layer]:

@@ -20,9 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    from napari.components import Dims
     from napari.layers import Layer
 
-__all__ = ["Pose", "fit"]
+__all__ = ["Pose", "fit", "in_units_of", "unit_factors"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -92,21 +93,36 @@ class Pose:
         shift = self.rotate @ self.shear @ (self.scale * np.asarray(offset, float))
         return replace(self, translate=self.translate + shift)
 
-    def pixel_at(self, world: Sequence[float]) -> Floats:
+    @property
+    def matrix(self) -> Floats:
+        """From pixels to the world, homogeneous; (n + 1, n + 1)."""
+        n = self.ndim
+        placed = np.eye(n + 1)
+        placed[:n, :n] = self.rotate @ self.shear @ np.diag(self.scale)
+        placed[:n, n] = self.translate
+        matrix: Floats = self.affine @ placed
+        return matrix
+
+    def pixel_at(self, world: npt.ArrayLike) -> Floats:
         """Return the pixel, with its fraction, at a place of the world.
 
         Parameters
         ----------
-        world : sequence of float
-            May have more axes than the layer; those in front are not the layer's.
+        world : array
+            In the layer's units. May have more axes than the layer; those in front
+            are not the layer's.
         """
-        n = self.ndim
-        to_world = np.eye(n + 1)
-        to_world[:n, :n] = self.rotate @ self.shear @ np.diag(self.scale)
-        to_world[:n, n] = self.translate
-        place = np.append(np.asarray(world, float)[-n:], 1.0)
-        found: Floats = np.linalg.solve(self.affine @ to_world, place)[:n]
+        place = np.append(np.asarray(world, float)[-self.ndim :], 1.0)
+        found: Floats = np.linalg.solve(self.matrix, place)[: self.ndim]
         return found
+
+    def is_close(self, other: Pose) -> bool:
+        """Return whether both lie at the same place, but for rounding errors.
+
+        napari takes a layer's matrix apart and gives back other parts of it.
+        """
+        same = self.ndim == other.ndim
+        return same and np.allclose(self.matrix, other.matrix, atol=1e-6)
 
     @property
     def first_is_apart(self) -> bool:
@@ -179,3 +195,27 @@ def fit(
         return values, pose.without_first().coarser(factors)
     thick = [*factors[:channel], shape[channel], *factors[channel:]]
     return np.expand_dims(values, channel), pose.coarser(thick)
+
+
+def unit_factors(units: Sequence[Any], onto: Sequence[Any]) -> tuple[float, ...]:
+    """Return how many of another layer's units one of these is, for each axis.
+
+    As in the viewer, units mean nothing if they don't measure the same on every axis
+    that the layers share.
+    """
+    n = min(len(units), len(onto))  # axes are shared from the last
+    pairs = list(zip(units[len(units) - n :], onto[len(onto) - n :], strict=True))
+    if any(one.dimensionality != other.dimensionality for one, other in pairs):
+        return (1.0,) * len(units)
+    shared = [float((1 * one).to(other).magnitude) for one, other in pairs]
+    return (*(1.0,) * (len(units) - n), *shared)
+
+
+def in_units_of(layer: Layer, dims: Dims, world: npt.ArrayLike) -> Floats:
+    """Return a place of the viewer's world in the units of a layer; its axes only."""
+    point = np.asarray(world, float)[-layer.ndim :]
+    units = getattr(dims, "units", None)  # napari before 0.9 has none
+    if units is None or len(units) < layer.ndim:
+        return point
+    found: Floats = point * unit_factors(units[-layer.ndim :], layer.units)
+    return found

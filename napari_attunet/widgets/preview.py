@@ -21,7 +21,7 @@ from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.layers import KEY, array_of, axes_of
-from napari_attunet.widgets.poses import Pose, fit
+from napari_attunet.widgets.poses import Pose, fit, in_units_of
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ OUTLINES = "cyan"
 def visible_region(
     layer: Image,
     displayed: Sequence[int],
-    point: Sequence[float],
+    point: npt.ArrayLike,
     *,
     axes: str,
     ndim: int,
@@ -64,8 +64,8 @@ def visible_region(
     layer : Image
     displayed : sequence of int
         Axes that the viewer displays, counted from the last one as -1.
-    point : sequence of float
-        Where the viewer's sliders stand, in the world.
+    point : array
+        Where the viewer's sliders stand, in the layer's units.
     axes : str
         Of the layer's array.
     ndim : {2, 3}
@@ -178,7 +178,11 @@ def look_at(
     axes = axes_of(layer, ndim=network.ndim, in_channels=network.in_channels)
     displayed = [axis - viewer.dims.ndim for axis in viewer.dims.displayed]
     region = visible_region(
-        layer, displayed, viewer.dims.point, axes=axes, ndim=network.ndim
+        layer,
+        displayed,
+        in_units_of(layer, viewer.dims, viewer.dims.point),
+        axes=axes,
+        ndim=network.ndim,
     )
     return Glimpse(
         weights=weights,

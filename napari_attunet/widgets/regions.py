@@ -17,12 +17,12 @@ from skimage.draw import polygon
 from skimage.measure import find_contours
 
 from napari_attunet.errors import DataError
-from napari_attunet.widgets.poses import Pose
+from napari_attunet.widgets.poses import Pose, unit_factors
 
 if TYPE_CHECKING:
     from napari.layers import Shapes
 
-__all__ = ["Drawing", "mask_of", "outlines_of", "unit_factors"]
+__all__ = ["Drawing", "mask_of", "outlines_of"]
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -134,29 +134,12 @@ def outlines_of(mask: Mask) -> list[Floats]:
     return outlines
 
 
-def unit_factors(units: Sequence[Any], onto: Sequence[Any]) -> tuple[float, ...]:
-    """Return how many of another layer's units one of these is, for each axis.
-
-    As in the viewer, units mean nothing if they don't measure the same on every axis
-    that the layers share.
-    """
-    n = min(len(units), len(onto))  # axes are shared from the last
-    pairs = list(zip(units[len(units) - n :], onto[len(onto) - n :], strict=True))
-    if any(one.dimensionality != other.dimensionality for one, other in pairs):
-        return (1.0,) * len(units)
-    shared = [float((1 * one).to(other).magnitude) for one, other in pairs]
-    return (*(1.0,) * (len(units) - n), *shared)
-
-
 def _matrix(pose: Pose, ndim: int, factors: Sequence[float]) -> Floats:
     """Return the way from pixels to the world, with further axes in front."""
-    n = pose.ndim
-    linear = pose.rotate @ pose.shear @ np.diag(pose.scale)
-    placed = np.eye(n + 1)
-    placed[:n, :n], placed[:n, n] = linear, pose.translate
-    placed = np.diag([*factors, 1.0]) @ pose.affine @ placed
     matrix = np.eye(ndim + 1)
-    matrix[ndim - n :, ndim - n :] = placed
+    matrix[ndim - pose.ndim :, ndim - pose.ndim :] = (
+        np.diag([*factors, 1.0]) @ pose.matrix
+    )
     return matrix
 
 

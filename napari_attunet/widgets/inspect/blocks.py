@@ -21,6 +21,7 @@ from napari_attunet.widgets.inspect.figures import save_table as write_table
 from napari_attunet.widgets.inspect.pointer import Pointer
 from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.inspect.session import Asker, Session
+from napari_attunet.widgets.inspect.stage import ASKED
 from napari_attunet.widgets.options import let_shrink
 
 __all__ = ["BlocksPanel", "frame_corners", "sorted_channels", "turn_of"]
@@ -67,6 +68,7 @@ class BlocksPanel(QWidget):
         pointer.moved.connect(self._on_moved)
         pointer.clicked.connect(self._on_clicked)
         session.changed.connect(self._on_changed)
+        session.stepped.connect(self._on_stepped)
         self._on_changed()
 
     def _build(self, theme: str) -> None:
@@ -140,9 +142,18 @@ class BlocksPanel(QWidget):
         self.nothing.setText(_what_is_missing(seen))
         self.looked.setText("Click in the image to see where that place looks.")
         self._show_channels()
-        if seen is not None and frames is not None:
-            matrix = frames.values[self._row(frames)]
-            self.frame_text.setText(turn_of(matrix))
+        self._show_turn()
+
+    def _on_stepped(self) -> None:
+        """Show what belongs to another slice."""
+        self._world = ()
+        self._show_channels()
+        self._show_turn()
+
+    def _show_turn(self) -> None:
+        frames = self._frames()
+        if frames is not None:
+            self.frame_text.setText(turn_of(frames.values[self._row(frames)]))
 
     # --- channels -------------------------------------------------------------------
 
@@ -151,7 +162,8 @@ class BlocksPanel(QWidget):
         seen, viewer = self._session.seen, self._session.viewer
         if seen is None or viewer is None:
             return (0,) * (table.values.ndim - 1)
-        return seen.row_of(table, self._world or viewer.dims.point)
+        world = self._world or viewer.dims.point
+        return seen.row_of(table, self._session.place(world))
 
     def _show_channels(self) -> None:
         index = self.block.currentIndex()
@@ -173,7 +185,7 @@ class BlocksPanel(QWidget):
         if (
             not self.isVisibleTo(self.window())
             or seen is None
-            or seen.pixel_at(world) is None
+            or seen.pixel_at(self._session.place(world)) is None
         ):
             return
         tiles = [len(t.regions) for t in self._tables]
@@ -204,9 +216,13 @@ class BlocksPanel(QWidget):
     def query(self, world: Sequence[float]) -> None:
         """Show where a place of the world looks."""
         seen, index = self._session.seen, self.pair.currentIndex()
-        if seen is None or not 0 <= index < len(self._pairs):
+        viewer = self._session.viewer
+        if seen is None or viewer is None or not 0 <= index < len(self._pairs):
             return
-        place = seen.pixel_at(world)
+        if viewer.dims.ndisplay != 2:
+            self.looked.setText("Questions need the 2D view.")
+            return
+        place = seen.pixel_at(self._session.place(world))
         if place is None:
             self.looked.setText("That place was not looked at.")
             return
@@ -217,7 +233,7 @@ class BlocksPanel(QWidget):
         source = self._session.source
         if source is None or seen is not self._session.seen:
             return
-        self._session.stage.show_map(source, seen, found, role="looks at")
+        self._session.stage.show_map(source, seen, found, role=ASKED)
         self.looked.setText(text)
 
     # --- the transformer ------------------------------------------------------------

@@ -24,15 +24,15 @@ from napari_attunet.widgets.boxes import ImageBox, ModelBox
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.inspect.blocks import BlocksPanel
 from napari_attunet.widgets.inspect.gates import GatesPanel
+from napari_attunet.widgets.inspect.look import Look, last_run
 from napari_attunet.widgets.inspect.pointer import Pointer
 from napari_attunet.widgets.inspect.probe import ProbePanel
-from napari_attunet.widgets.inspect.seen import Look, Seen, last_run
+from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.inspect.session import Session
-from napari_attunet.widgets.inspect.stage import ROLE
 from napari_attunet.widgets.inspect.versions import VersionsPanel
 from napari_attunet.widgets.inspect.what_if import WhatIfPanel
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.layers import KEY, mark_of, results_of
+from napari_attunet.widgets.layers import is_answer, mark_of, results_of
 from napari_attunet.widgets.options import let_shrink, make_form
 from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.scrolling import scrolling
@@ -97,6 +97,8 @@ class AttentionWidget(QWidget):
         self._job: Job | None = None
         self._looked_at: Image | None = None  # of the look under way
         self._masks: list[Labels] = []
+        self._closed = False
+        self._watched: list[tuple[Any, Any]] = []
         self.session = Session(viewer, self)
         self.pointer = Pointer(viewer, self)
         self._timer = QTimer(self)
@@ -168,11 +170,14 @@ class AttentionWidget(QWidget):
         self.session.told.connect(self.message.setText)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         viewer.events.theme.connect(self._on_theme)
+        viewer.dims.events.current_step.connect(self._on_step)
 
     # --- choices --------------------------------------------------------------------
 
     def reset_choices(self, event: Any = None) -> None:
         """List layers anew; napari calls this when its layers change."""
+        if self._closed:
+            return
         self.image.refresh()
         self._list_masks()
         self._timer.start()
@@ -186,14 +191,21 @@ class AttentionWidget(QWidget):
         return self.model.choose(name)
 
     def _on_image(self) -> None:
+        if self._closed:
+            return
         source = self.image.source
         if source is not None:
             self.model.suggest(rgb=source.rgb)
-        self.session.show(None, None)
         self._list_masks()
-        self._follow_last_run()
+        self._begin_anew()
 
     def _on_model(self) -> None:
+        if not self._closed:
+            self._begin_anew()
+
+    def _begin_anew(self, event: Any = None) -> None:
+        """Forget what was seen: it was another image, model, place or other pixels."""
+        self.stop()
         self.session.show(None, None)
         self._follow_last_run()
 
@@ -206,7 +218,7 @@ class AttentionWidget(QWidget):
         self._masks = [
             layer
             for layer in viewer.layers
-            if isinstance(layer, Labels) and layer.metadata.get(KEY) != ROLE
+            if isinstance(layer, Labels) and not is_answer(layer)
         ]
         with QSignalBlocker(self.mask_box):
             self.mask_box.clear()
@@ -230,7 +242,10 @@ class AttentionWidget(QWidget):
         """Show what the last run left, unless something fresh is looked at."""
         viewer, source, entry = self._viewer_ref(), self.image.source, self.model.entry
         seen = self.session.seen
-        if viewer is None or (seen is not None and seen.inspection is not None):
+        if self._closed or viewer is None:
+            return
+        self._watch(viewer, source)
+        if seen is not None and seen.inspection is not None:
             self._show_state()
             return
         found: Seen | None = None
@@ -247,6 +262,26 @@ class AttentionWidget(QWidget):
         elif self._job is None:
             self.message.setText("Press the button to see where the network looks.")
         self._show_state()
+
+    def _watch(self, viewer: napari.viewer.Viewer, source: Image | None) -> None:
+        """Hear when the image is another one or elsewhere, or was segmented again."""
+        for event, slot in self._watched:
+            event.disconnect(slot)
+        self._watched = []
+        if source is None:
+            return
+        events = source.events
+        names = ("data", "scale", "translate", "rotate", "shear", "affine", "units")
+        self._watched = [(events[name], self._begin_anew) for name in names]
+        entry = self.model.entry
+        for layer in results_of(viewer.layers, source, entry.spec.key) if entry else ():
+            if isinstance(layer, Labels):  # it comes last
+                self._watched.append((layer.events.metadata, self._on_segmented))
+        for event, slot in self._watched:
+            event.connect(slot)
+
+    def _on_segmented(self, event: Any = None) -> None:
+        self._timer.start()
 
     # --- a look ---------------------------------------------------------------------
 
@@ -295,7 +330,9 @@ class AttentionWidget(QWidget):
         viewer, source = self._viewer_ref(), self._looked_at
         if viewer is None or source is None or source not in viewer.layers:
             return
-        if source is not self.image.source:
+        entry = self.model.entry
+        chosen = entry is not None and entry.spec.key == seen.spec.key
+        if source is not self.image.source or not chosen:
             return  # another one was chosen meanwhile
         self.session.show(seen, source)
         self.message.setText(seen.describe())
@@ -311,6 +348,9 @@ class AttentionWidget(QWidget):
             self.stop()
         if self.session.seen is not None and self.session.source is None:
             self.session.show(None, None)
+
+    def _on_step(self, event: Any = None) -> None:
+        self.session.stepped.emit()
 
     def _on_theme(self, event: Any) -> None:
         for themed in (self.probe.bars, self.blocks.bars, self.versions.pictures):
@@ -335,8 +375,10 @@ class AttentionWidget(QWidget):
         return bool(super().event(event))
 
     def _close(self) -> None:
+        self._closed = True
         self._timer.stop()
         self.stop()
+        self.session.close_down()
         for panel in (self.gates, self.blocks, self.what_if, self.versions):
             panel.close_down()
         self.pointer.release()
@@ -344,5 +386,9 @@ class AttentionWidget(QWidget):
         if viewer is not None:
             viewer.layers.events.removed.disconnect(self._on_layer_removed)
             viewer.events.theme.disconnect(self._on_theme)
+            viewer.dims.events.current_step.disconnect(self._on_step)
+        for event, slot in self._watched:
+            event.disconnect(slot)
+        self._watched = []
         self._masks = []
         self.image.let_go()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
+from napari_attunet.attention import GateStatistics
 from napari_attunet.errors import AttUnetError
 from napari_attunet.widgets.feedback import wrapped_label
 from napari_attunet.widgets.inspect.figures import TABLES, NumberTable, save_as
-from napari_attunet.widgets.inspect.seen import ON_PIXELS, statistics_steps
+from napari_attunet.widgets.inspect.look import statistics_steps
+from napari_attunet.widgets.inspect.seen import ON_PIXELS, Seen
 from napari_attunet.widgets.inspect.session import Asker, Session
 
 __all__ = ["GatesPanel"]
@@ -47,6 +48,7 @@ class GatesPanel(QWidget):
         super().__init__()
         self._session = session
         self._asker = Asker(session, self._on_measured, self)
+        self._measured: Seen | None = None
         self.table = NumberTable(COLUMNS)
         self.remarks = wrapped_label()
         self.save = QPushButton("Save table …")
@@ -64,28 +66,34 @@ class GatesPanel(QWidget):
     def close_down(self) -> None:
         """Measure no more: the dock is being closed."""
         self._asker.stop()
+        self._measured = None
 
     def _measure(self) -> None:
         seen = self._session.seen
+        self._asker.stop()
         self.save.setEnabled(False)
         if seen is None:
-            self.table.fill([])
-            self.remarks.setText(
-                "Segment an image, or look at the part of it that you see."
-            )
+            self._measured = None  # nor is its network kept
+            self._tell_only("Segment an image, or look at the part that you see.")
             return
         if not any(m.kind in ON_PIXELS for m in seen.maps):
-            self.table.fill([])
-            self.remarks.setText(f"{seen.spec.key} has no gates.")
+            self._tell_only(f"{seen.spec.key} has no gates.")
             return
         try:
-            mask = self._session.mask() > 0
+            mask = self._session.mask()
         except AttUnetError as error:
-            self.remarks.setText(str(error))
+            self._tell_only(str(error))
             return
         self._asker.ask(functools.partial(statistics_steps, seen, mask))
 
-    def _on_measured(self, found: list[Any]) -> None:
+    def _tell_only(self, text: str) -> None:
+        self.table.fill([])
+        self.remarks.setText(text)
+
+    def _on_measured(self, answer: tuple[Seen, list[GateStatistics]]) -> None:
+        seen, found = answer
+        if seen is not self._session.seen:
+            return
         chosen = self.table.chosen
         self.table.blockSignals(True)
         self.table.fill(
@@ -107,6 +115,9 @@ class GatesPanel(QWidget):
         if chosen >= 0:
             self.table.choose(chosen)
         self.table.blockSignals(False)
+        if seen is not self._measured:  # another part: show the same gate there
+            self._measured = seen
+            self._on_chosen()
         said = [
             f"{g.name}: {g.remark[0].lower()}{g.remark[1:]}" for g in found if g.remark
         ]

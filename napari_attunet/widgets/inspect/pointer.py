@@ -17,6 +17,9 @@ __all__ = ["Pointer"]
 #: Milliseconds: the mouse moves more often than anything can be drawn.
 PAUSE = 25
 
+#: Number of the left button in napari's events.
+LEFT = 1
+
 
 class Pointer(QObject):
     """Tells where the mouse is, and where it was clicked without being dragged.
@@ -85,6 +88,7 @@ def _callbacks(
     def on_drag(viewer: Any, event: Any) -> Iterator[None]:
         active = viewer.layers.selection.active
         busy = active is not None and str(active.mode) not in ("pan_zoom", "transform")
+        busy = busy or event.button != LEFT
         dragged = False
         yield
         while event.type == "mouse_move":

@@ -67,9 +67,11 @@ class ProbePanel(QWidget):
         if seen is None or viewer is None:
             return
         if viewer.dims.ndisplay != 2:
+            self.probed = None
+            self.bars.clear()
             self.place.setText("The probe needs the 2D view.")
             return
-        self.probed = found = seen.probe(world)
+        self.probed = found = seen.probe(self._session.place(world))
         if found is None:
             self.bars.clear()
             self.place.setText(IDLE)
@@ -97,9 +99,12 @@ class ProbePanel(QWidget):
             self.probe(world)
 
     def _on_clicked(self, world: Sequence[float]) -> None:
-        if self.isVisibleTo(self.window()) and self._session.seen is not None:
-            self._held = not self._held
-            self.probe(world)
+        if not self.isVisibleTo(self.window()):
+            return
+        self._held = not self._held
+        self.probe(world)
+        if self.probed is None:  # nothing there that could be held
+            self._held = False
 
     def _on_changed(self) -> None:
         self._held, self.probed = False, None

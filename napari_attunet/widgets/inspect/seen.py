@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from napari.layers import Image, Labels, Layer
 
-from napari_attunet.attention import GateStatistics, gate_statistics
 from napari_attunet.canvas import AttentionMap, AttentionTable
-from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
-from napari_attunet.widgets.gathering import label_axes_of, without_channels
-from napari_attunet.widgets.layers import array_of, axes_of, mark_of, results_of
+from napari_attunet.widgets.gathering import (
+    COPIED_AT_ONCE,
+    label_axes_of,
+    without_channels,
+)
+from napari_attunet.widgets.layers import array_of
 from napari_attunet.widgets.poses import Pose, fit
-from napari_attunet.widgets.preview import visible_region
-from napari_attunet.widgets.results import Settings
-from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
-    import napari.viewer
+    from napari.layers import Image, Labels
 
     from napari_attunet.inspection import Inspection
+    from napari_attunet.widgets.inspect.look import Look
 
-__all__ = ["Look", "Probed", "Seen", "last_run", "statistics_steps"]
+__all__ = ["ON_PIXELS", "Probed", "Seen"]
 
 Ints = npt.NDArray[np.integer[Any]]
 
@@ -139,7 +139,7 @@ class Seen:
             pose=self.pose.shifted(offset),
         )
 
-    def pixel_at(self, world: Sequence[float]) -> npt.NDArray[np.float64] | None:
+    def pixel_at(self, world: npt.ArrayLike) -> npt.NDArray[np.float64] | None:
         """Return where a place of the world lies in the part, or None if beside it."""
         found = dict(
             zip(self.axes[: self.pose.ndim], self.pose.pixel_at(world), strict=True)
@@ -149,7 +149,7 @@ class Seen:
         inside = (place >= -0.5) & (place < np.array(self.labels.shape) - 0.5)
         return place if inside.all() else None
 
-    def probe(self, world: Sequence[float]) -> Probed | None:
+    def probe(self, world: npt.ArrayLike) -> Probed | None:
         """Return what there is at a place of the world; None beside the part."""
         place = self.pixel_at(world)
         if place is None:
@@ -179,7 +179,7 @@ class Seen:
             classes=tuple(classes),
         )
 
-    def row_of(self, table: AttentionTable, world: Sequence[float]) -> tuple[int, ...]:
+    def row_of(self, table: AttentionTable, world: npt.ArrayLike) -> tuple[int, ...]:
         """Return the row of a table that belongs to a place of the world."""
         place = dict(
             zip(self.axes[: self.pose.ndim], self.pose.pixel_at(world), strict=True)
@@ -233,8 +233,11 @@ class Seen:
             axis=1,
         )
 
-    def part_of(self, image: Image, labels: Labels) -> Ints:
-        """Return the part of labels that belongs to what is seen.
+    def part_of(self, image: Image, labels: Labels) -> Callable[[], Ints]:
+        """Return what gives the part of labels that belongs to what is seen.
+
+        It is copied at once unless it is large: the user may be painting on it. Call
+        what is returned in the thread that works.
 
         Raises
         ------
@@ -244,7 +247,10 @@ class Seen:
         axes = label_axes_of(image, labels, self.axes)
         parts = dict(zip(self.label_axes, self.region, strict=True))
         index = tuple(parts.get(axis, slice(None)) for axis in axes)
-        return without_channels(np.asarray(array_of(labels)[index]), axes)
+        part = array_of(labels)[index]
+        if isinstance(part, np.ndarray) and part.nbytes <= COPIED_AT_ONCE:
+            part = part.copy()
+        return functools.partial(_read, part, axes)
 
     def describe(self) -> str:
         """Return what is seen, in words."""
@@ -258,152 +264,5 @@ class Seen:
         return f"{self.spec.key} on {spans}."
 
 
-def last_run(layers: Sequence[Layer], source: Image, spec: ModelSpec) -> Seen | None:
-    """Return what the last run of a model left in the viewer, if it did."""
-    labels, maps = None, []
-    for layer in results_of(layers, source, spec.key):
-        mark = mark_of(layer)
-        if mark is None:
-            continue
-        if isinstance(layer, Labels):
-            labels = labels or layer
-        elif mark.attention is not None:
-            maps.append(mark.attention)
-    mark = mark_of(labels) if labels is not None else None
-    shape = tuple(array_of(source).shape)
-    if labels is None or mark is None or not maps or mark.settings is None:
-        return None
-    axes = str(mark.record["axes"])
-    if len(axes) != len(shape):
-        return None  # the image was given other pixels meanwhile
-    sizes = dict(zip(axes, shape, strict=True))
-    region = tuple(slice(0, sizes[axis]) for axis in axes if axis != "C")
-    order = {kind: i for i, kind in enumerate(ON_PIXELS)}
-    seen = Seen(
-        spec=spec,
-        axes=axes,
-        shape=shape,
-        pose=Pose.of(source),
-        rgb=source.rgb,
-        region=region,
-        labels=np.zeros((0,) * len(region), np.int32),
-        maps=tuple(sorted(maps, key=lambda m: (order[m.kind], m.name))),
-        tables=mark.tables,
-        output=str(mark.record["output"]),
-    )
-    return replace(seen, labels=seen.part_of(source, labels))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """A part of a layer that a network is going to see.
-
-    Attributes
-    ----------
-    image : array
-        The whole, at full resolution.
-    axes : str
-    rgb : bool
-    pose : Pose
-    region : tuple of slice
-        For each of `axes`.
-    spec : ModelSpec
-    settings : Settings
-    """
-
-    image: Any
-    axes: str
-    rgb: bool
-    pose: Pose
-    region: tuple[slice, ...]
-    spec: ModelSpec
-    settings: Settings
-
-    @classmethod
-    def of(
-        cls,
-        viewer: napari.viewer.Viewer,
-        layer: Image,
-        spec: ModelSpec,
-        settings: Settings,
-    ) -> Look:
-        """Take what the viewer shows of a layer; for the thread of the GUI.
-
-        Raises
-        ------
-        DataError
-            If the layer's axes don't suit the model.
-        """
-        network = spec.network
-        axes = settings.axes or axes_of(
-            layer, ndim=network.ndim, in_channels=network.in_channels
-        )
-        displayed = [axis - viewer.dims.ndim for axis in viewer.dims.displayed]
-        return cls(
-            image=array_of(layer),
-            axes=axes,
-            rgb=layer.rgb,
-            pose=Pose.of(layer),
-            region=visible_region(
-                layer, displayed, viewer.dims.point, axes=axes, ndim=network.ndim
-            ),
-            spec=spec,
-            settings=settings,
-        )
-
-    def compute(self) -> Steps[Seen]:
-        """Run the network on the part."""
-        yield Progress(0, 0, "Loading PyTorch")
-        warm_up()
-        import pyqtgraph  # noqa: F401 - else the first bars would wait for it
-
-        from napari_attunet.inspection import Inspection
-        from napari_attunet.model import load_model
-        from napari_attunet.segmenter import Segmenter
-
-        yield Progress(0, 0, f"Loading {self.spec.name}")
-        asked = self.settings
-        segmenter = Segmenter(
-            load_model(asked.model), device=asked.device, threads=asked.threads
-        )
-        yield Progress(0, 0, "Looking")
-        places = zip(self.axes, self.region, strict=True)
-        output = asked.output or self.spec.output
-        inspection = Inspection(
-            segmenter,
-            self.image,
-            region=[part for axis, part in places if axis != "C"],
-            axes=self.axes,
-            rgb=self.rgb,
-            channels=asked.channels,
-            output=output,
-            objects=asked.objects if output == "objects" else None,
-        )
-        answer = inspection.answer()
-        return Seen(
-            spec=self.spec,
-            axes=self.axes,
-            shape=tuple(self.image.shape),
-            pose=self.pose,
-            rgb=self.rgb,
-            region=inspection.region,
-            labels=answer.labels,
-            maps=answer.attention,
-            tables=answer.tables,
-            output=output,
-            probabilities=answer.probabilities,
-            look=self,
-            inspection=inspection,
-        )
-
-
-def statistics_steps(
-    seen: Seen, mask: npt.NDArray[np.bool_]
-) -> Steps[list[GateStatistics]]:
-    """Return what each map does on a mask and beside it."""
-    found = []
-    maps = [m for m in seen.maps if m.kind in ON_PIXELS]
-    for done, attention in enumerate(maps):
-        yield Progress(done, len(maps), f"Measuring {attention.name}")
-        found.append(gate_statistics(attention, mask))
-    return found
+def _read(part: Any, axes: str) -> Ints:
+    return without_channels(np.asarray(part), axes)

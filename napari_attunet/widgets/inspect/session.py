@@ -5,23 +5,30 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QObject, Signal
+import numpy as np
+from napari.layers import Labels
+from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.inspect.stage import Stage
 from napari_attunet.widgets.jobs import Job
+from napari_attunet.widgets.layers import results_of
+from napari_attunet.widgets.poses import in_units_of
+from napari_attunet.widgets.strokes import StrokeWatch
 
 if TYPE_CHECKING:
     import napari.viewer
-    import numpy as np
     import numpy.typing as npt
-    from napari.layers import Image, Labels
+    from napari.layers import Image
 
 __all__ = ["Asker", "Session"]
+
+#: Milliseconds of quiet after a stroke.
+SETTLE = 200
 
 
 class Session(QObject):
@@ -35,7 +42,9 @@ class Session(QObject):
 
     #: There is something else to see, or nothing.
     changed = Signal()
-    #: Other labels are the mask.
+    #: The viewer shows another slice.
+    stepped = Signal()
+    #: Other labels are the mask, or they were painted on.
     mask_changed = Signal()
     #: What went wrong somewhere.
     failed = Signal(object)
@@ -49,6 +58,12 @@ class Session(QObject):
         self._viewer_ref = weakref.ref(viewer)
         self._source: Callable[[], Image | None] = _nothing
         self._mask: Callable[[], Labels | None] = _nothing
+        self._strokes = StrokeWatch(viewer, self)
+        self._timer = QTimer(self)
+        self._timer.setSingleShot(True)
+        self._timer.setInterval(SETTLE)
+        self._strokes.edited.connect(self._timer.start)
+        self._timer.timeout.connect(self.mask_changed)
         self.stage = Stage(viewer)
         self.seen: Seen | None = None
         #: Networks answer one at a time: the number of threads is the process's.
@@ -69,27 +84,55 @@ class Session(QObject):
         """See something else."""
         self._source = weakref.ref(source) if source is not None else _nothing
         self.seen = seen
+        self.stage.enter(source, seen)
+        self._listen()
         self.changed.emit()
 
     def choose_mask(self, labels: Labels | None) -> None:
         """Compare with other labels; None stands for what the model said."""
         self._mask = weakref.ref(labels) if labels is not None else _nothing
+        self._listen()
         self.mask_changed.emit()
 
-    def mask(self) -> npt.NDArray[np.integer[Any]]:
-        """Return the labels to compare with, of the part that is seen.
+    def mask(self) -> Callable[[], npt.NDArray[np.integer[Any]]]:
+        """Return what gives the labels to compare with, of the part that is seen.
 
         Raises
         ------
         DataError
             If they are no labels of the image.
         """
-        if self.seen is None:
+        seen = self.seen
+        if seen is None:
             raise RuntimeError("Nothing is seen.")
         labels, source = self._mask(), self.source
         if labels is None or source is None:
-            return self.seen.labels
-        return self.seen.part_of(source, labels)
+            return lambda: seen.labels
+        return seen.part_of(source, labels)
+
+    def place(self, world: Sequence[float]) -> npt.NDArray[np.float64]:
+        """Return a place of the viewer's world in the units of what is seen."""
+        viewer, source = self.viewer, self.source
+        if viewer is None or source is None:
+            return np.asarray(world, float)
+        return in_units_of(source, viewer.dims, world)
+
+    def _listen(self) -> None:
+        """Hear of strokes on the labels that are compared with."""
+        labels, source, viewer = self._mask(), self.source, self.viewer
+        seen = self.seen
+        last_run = seen is not None and seen.inspection is None
+        if labels is None and last_run and seen and source and viewer:
+            # What the model said there is a layer that can be painted on.
+            found = results_of(viewer.layers, source, seen.spec.key)
+            labels = next((x for x in found if isinstance(x, Labels)), None)
+        self._strokes.follow([labels] if labels is not None else [])
+
+    def close_down(self) -> None:
+        """Let go of everything: the dock is being closed."""
+        self._timer.stop()
+        self._mask = _nothing
+        self.show(None, None)
 
 
 class Asker(QObject):
@@ -103,6 +146,8 @@ class Asker(QObject):
     parent : QObject
     """
 
+    #: There is no answer; the session tells why.
+    failed = Signal()
     #: It began to work, or is done.
     busy_changed = Signal(bool)
 
@@ -129,7 +174,7 @@ class Asker(QObject):
             functools.partial(_in_turn, self._session.turn, make_steps), self
         )
         self._job.succeeded.connect(self._on_succeeded)
-        self._job.failed.connect(self._session.failed)
+        self._job.failed.connect(self._on_failed)
         self._job.ended.connect(self._on_ended)
         self.busy_changed.emit(True)
         self._job.start()
@@ -143,6 +188,10 @@ class Asker(QObject):
     def _on_succeeded(self, answer: Any) -> None:
         if self._next is None:  # else it is out of date
             self._on_answer(answer)
+
+    def _on_failed(self, error: Exception) -> None:
+        self._session.failed.emit(error)
+        self.failed.emit()
 
     def _on_ended(self) -> None:
         self._job = None

@@ -20,7 +20,16 @@ from napari_attunet.widgets.poses import Pose
 if TYPE_CHECKING:
     import napari.viewer
 
-__all__ = ["ROLE", "STEPS", "Stage", "painted_alpha", "span_of"]
+__all__ = [
+    "ASKED",
+    "CHANGED",
+    "ROLE",
+    "STEPS",
+    "WHAT_IF",
+    "Stage",
+    "painted_alpha",
+    "span_of",
+]
 
 #: Labels of a painted gate: 1 is closed (α = 0), this many is open (α = 1).
 STEPS = 11
@@ -33,6 +42,10 @@ SIGNED = ((0.13, 0.4, 1.0, 1.0), (0.5, 0.5, 0.5, 0.0), (1.0, 0.25, 0.15, 1.0))
 
 #: A difference of α below this looks faint.
 FAINT = 0.05
+
+#: Roles of answers, which hold for one part and one question.
+WHAT_IF, CHANGED, ASKED, FRAME = "what if", "α changed", "looks at", "sampled frame"
+ANSWERS = (WHAT_IF, CHANGED, ASKED, FRAME)
 
 #: What our layers say of themselves, so that nobody takes them for images to segment.
 ROLE = "attention"
@@ -48,12 +61,32 @@ class Stage:
 
     def __init__(self, viewer: napari.viewer.Viewer) -> None:
         self._viewer_ref = weakref.ref(viewer)
-        self._layers: dict[str, Callable[[], Layer | None]] = {}
+        # By image, model and role.
+        self._layers: dict[tuple[Any, str, str], Callable[[], Layer | None]] = {}
+        self._owner: tuple[Any, str] = (None, "")
+
+    def enter(self, source: Image | None, seen: Seen | None) -> None:
+        """Show things on another image, of another model, or on another part.
+
+        What belongs to others is hidden, and so is every answer to a question.
+        """
+        self._owner = (None, "")
+        if source is not None and seen is not None:
+            self._owner = (source.unique_id, seen.spec.key)
+        for key in list(self._layers):
+            layer = self._find(key)
+            if layer is None:
+                del self._layers[key]
+            elif key[:2] != self._owner or key[2] in ANSWERS:
+                layer.visible = False
 
     def layer(self, role: str) -> Layer | None:
         """Return the layer of a role, while it is in the viewer."""
+        return self._find((*self._owner, role))
+
+    def _find(self, key: tuple[Any, str, str]) -> Layer | None:
         viewer = self._viewer_ref()
-        layer = self._layers.get(role, _nothing)()
+        layer = self._layers.get(key, _nothing)()
         return layer if viewer is not None and layer in viewer.layers else None
 
     def show_map(
@@ -95,7 +128,7 @@ class Stage:
             if mark.source == source.unique_id:
                 layer.visible = mark.attention is attention
                 shown = layer if layer.visible else shown
-        for layer in map(self.layer, list(self._layers)):
+        for layer in map(self._find, list(self._layers)):
             if isinstance(layer, Image):
                 layer.visible = False
         return shown
@@ -127,7 +160,7 @@ class Stage:
         """Show where a mask would be another one."""
         colours: dict[Any, Any] = {None: "transparent", 0: "transparent"}
         return self._show(
-            "what if",
+            WHAT_IF,
             source,
             *seen.fit(changed, (1,) * changed.ndim),
             kind=Labels,
@@ -153,10 +186,16 @@ class Stage:
             attention.translate,
         )
         before = self.layer(role)
-        same = isinstance(before, Labels) and before.data.shape == values.shape
-        if isinstance(before, Labels) and same and Pose.of(before) == pose:
+        if (
+            isinstance(before, Labels)
+            and before.data.shape == values.shape
+            and Pose.of(before).is_close(pose)
+        ):
             before.visible = True
             return before  # with what was painted
+        if isinstance(before, Labels) and np.any(before.data):
+            before.visible = False  # it belongs to another part, and stays the user's
+            del self._layers[(*self._owner, role)]
         layer = self._show(
             role,
             source,
@@ -183,7 +222,7 @@ class Stage:
             In pixels of the whole image, along the axes of the layer.
         """
         viewer = self._viewer_ref()
-        role = "sampled frame"
+        role = FRAME
         if viewer is None:
             return None
         before = self.layer(role)
@@ -249,7 +288,7 @@ class Stage:
         selection = set(viewer.layers.selection)
         viewer.layers.append(layer)
         viewer.layers.selection = selection  # the user may be at work on another
-        self._layers[role] = weakref.ref(layer)
+        self._layers[(*self._owner, role)] = weakref.ref(layer)
 
 
 def span_of(difference: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
@@ -259,21 +298,18 @@ def span_of(difference: npt.NDArray[np.floating[Any]]) -> tuple[float, float]:
     return -most, most
 
 
-def painted_alpha(
-    seen: Seen, attention: AttentionMap, layer: Labels
-) -> npt.NDArray[np.float32]:
-    """Return α as painted on its layer; as learnt where nothing was.
+def painted_alpha(attention: AttentionMap, layer: Labels) -> npt.NDArray[np.float32]:
+    """Return α as painted on its layer; NaN, which is as learnt, where nothing was.
 
     Parameters
     ----------
-    seen : Seen
     attention : AttentionMap
     layer : Labels
         Of `Stage.show_paint`.
     """
     painted = np.asarray(layer.data).reshape(attention.values.shape)
     alpha = np.clip((painted.astype(np.float32) - 1) / (STEPS - 1), 0, 1)
-    return np.where(painted > 0, alpha, attention.values).astype(np.float32)
+    return np.where(painted > 0, alpha, np.float32(np.nan))
 
 
 def _nothing() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from napari_attunet.widgets.inspect.figures import (
     save_as,
     save_figure,
 )
-from napari_attunet.widgets.inspect.seen import ON_PIXELS, Look, Seen
+from napari_attunet.widgets.inspect.look import Look
+from napari_attunet.widgets.inspect.seen import ON_PIXELS, Seen
 from napari_attunet.widgets.inspect.session import Asker, Session
-from napari_attunet.widgets.inspect.stage import span_of
+from napari_attunet.widgets.inspect.stage import CHANGED, span_of
 from napari_attunet.widgets.options import make_form
 
 __all__ = ["Change", "VersionsPanel", "changes_of", "compare_steps"]
@@ -67,25 +67,42 @@ class Change:
         return self.this.name, this, other, other - this, moved
 
 
-def changes_of(
-    this: Sequence[AttentionMap], other: Sequence[AttentionMap]
-) -> list[Change]:
-    """Return what both models have, by name and grid."""
-    known = {(m.name, m.scale, m.values.shape): m for m in other}
+def changes_of(this: Seen, other: Seen) -> list[Change]:
+    """Return what both models have, by name and grid, where both looked."""
+    known = {(m.name, m.scale): m for m in other.maps}
     found = []
-    for before in this:
-        after = known.get((before.name, before.scale, before.values.shape))
-        if before.kind in ON_PIXELS and after is not None:
-            signed = replace(before, values=after.values - before.values)
-            found.append(Change(this=before, other=after, signed=signed))
+    for before in this.maps:
+        after = known.get((before.name, before.scale))
+        if before.kind not in ON_PIXELS or after is None:
+            continue
+        # A network with more levels looks at a part that is wider by some cells.
+        first = [
+            (mine.start - its.start) // factor
+            for mine, its, factor in zip(
+                this.region, other.region, before.scale, strict=True
+            )
+        ]
+        cells = tuple(
+            slice(at, at + n) for at, n in zip(first, before.values.shape, strict=True)
+        )
+        values = after.values[cells]
+        if min(first) < 0 or values.shape != before.values.shape:
+            continue
+        found.append(
+            Change(
+                this=before,
+                other=replace(before, values=values),
+                signed=replace(before, values=values - before.values),
+            )
+        )
     return found
 
 
-def compare_steps(seen: Seen, other: Look) -> Steps[tuple[Seen, list[Change]]]:
-    """Let another model look at the same part."""
+def compare_steps(seen: Seen, other: Look) -> Steps[tuple[Seen, str, list[Change]]]:
+    """Let another model look at the same part; its key comes with what it saw."""
     found = yield from other.compute()
     yield Progress(0, 0, "Comparing")
-    return seen, changes_of(seen.maps, found.maps)
+    return seen, other.spec.key, changes_of(seen, found)
 
 
 class VersionsPanel(QWidget):
@@ -141,6 +158,7 @@ class VersionsPanel(QWidget):
         self.save_table.clicked.connect(self._on_save_table)
         self.model.chosen.connect(self._show_state)
         self._asker.busy_changed.connect(self._show_state)
+        self._asker.failed.connect(self._on_failed)
         session.changed.connect(self._on_changed)
         self._on_changed()
 
@@ -153,35 +171,46 @@ class VersionsPanel(QWidget):
         seen, entry = self._session.seen, self.model.entry
         if seen is None or seen.look is None or entry is None:
             return
-        self.text.setText(f"{entry.spec.key} is looking …")
+        self._forget(f"{entry.spec.key} is looking …")
         self._asker.ask(
-            functools.partial(compare_steps, seen, _other(seen.look, entry))
+            functools.partial(compare_steps, seen, _other(seen, seen.look, entry))
         )
 
     def _on_changed(self) -> None:
         self._asker.stop()
-        self._changes, self._seen = [], None
-        self.table.fill([])
-        self.pictures.setVisible(False)
         able = self._session.seen is not None and self._session.seen.look is not None
-        self.text.setText(
+        self._forget(
             "Choose another version or model to compare with."
             if able
             else "Look at the visible part first."
         )
+
+    def _forget(self, text: str) -> None:
+        """Show no comparison, but a text instead."""
+        self._changes, self._seen = [], None
+        self.table.fill([])
+        self.pictures.setVisible(False)
+        self._session.stage.hide(CHANGED)
+        self.text.setText(text)
         self._show_state()
 
-    def _on_compared(self, answer: tuple[Seen, list[Change]]) -> None:
-        seen, found = answer
+    def _on_failed(self) -> None:
+        self._forget("The other model cannot look at this part.")
+
+    def _on_compared(self, answer: tuple[Seen, str, list[Change]]) -> None:
+        seen, other, found = answer
         if seen is not self._session.seen:
             return
         self._changes, self._seen = found, seen
         self.table.fill([change.row for change in found])
         if found:
-            self.text.setText("A click shows the difference: red where α rose.")
+            self.text.setText(
+                f"{seen.spec.key} (this) and {other} (other). A click shows the "
+                "difference: red where the other's α is higher."
+            )
             self.table.choose(0)
         else:
-            self.text.setText("The two have no gate in common.")
+            self.text.setText(f"{seen.spec.key} and {other} have no gate in common.")
         self._show_state()
 
     def _on_chosen(self) -> None:
@@ -191,7 +220,7 @@ class VersionsPanel(QWidget):
         change = self._changes[row]
         self.pictures.setVisible(True)
         self.pictures.show_change(change)
-        self._session.stage.show_signed(source, self._seen, change.signed, "α changed")
+        self._session.stage.show_signed(source, self._seen, change.signed, CHANGED)
 
     def _show_state(self, *_: Any) -> None:
         seen = self._session.seen
@@ -209,9 +238,11 @@ class VersionsPanel(QWidget):
         save_as(self, TABLES, "alpha-before-after.csv", self.table.save)
 
 
-def _other(look: Look, entry: Entry) -> Look:
+def _other(seen: Seen, look: Look, entry: Entry) -> Look:
     settings = replace(look.settings, model=str(entry.path), output=None, objects=None)
-    return replace(look, spec=entry.spec, settings=settings)
+    parts = dict(zip(seen.label_axes, seen.region, strict=True))
+    region = tuple(parts.get(axis, slice(None)) for axis in seen.axes)
+    return replace(look, spec=entry.spec, settings=settings, region=region)
 
 
 class Triptych(QWidget):

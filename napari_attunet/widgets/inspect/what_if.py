@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,13 @@ from napari_attunet.widgets.feedback import wrapped_label
 from napari_attunet.widgets.inspect.figures import TABLES, NumberTable, save_as
 from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.inspect.session import Asker, Session
-from napari_attunet.widgets.inspect.stage import STEPS, painted_alpha
+from napari_attunet.widgets.inspect.stage import STEPS, WHAT_IF, painted_alpha
 from napari_attunet.widgets.options import make_form
 from napari_attunet.widgets.strokes import StrokeWatch
 from napari_attunet.widgets.suggestions import grouped, plural
+
+if TYPE_CHECKING:
+    from napari_attunet.inspection import Ablation
 
 __all__ = ["Effect", "WhatIfPanel", "answer_steps"]
 
@@ -158,7 +162,7 @@ class WhatIfPanel(QWidget):
             self.states = [self._state_box() for _ in self._gates]
             for gate, box in zip(self._gates, self.states, strict=True):
                 self.form.addRow(f"α level {gate.level}", box)
-            self.table.fill([])
+        self.table.fill([])  # it was measured elsewhere
         if not self._gates:
             self.text.setText(
                 "Look at the visible part first."
@@ -197,6 +201,9 @@ class WhatIfPanel(QWidget):
         self._ask()
 
     def _on_mask_changed(self) -> None:
+        self._ablating.stop()
+        self.table.fill([])
+        self._show_state()
         if any(box.currentText() == MASK for box in self.states):
             self._ask()
 
@@ -224,7 +231,7 @@ class WhatIfPanel(QWidget):
 
     # --- the answer -----------------------------------------------------------------
 
-    def _edits(self, seen: Seen) -> dict[int, Any]:
+    def _edits(self) -> dict[int, Any]:
         edits: dict[int, Any] = {}
         for gate, box in zip(self._gates, self.states, strict=True):
             state = box.currentText()
@@ -235,9 +242,9 @@ class WhatIfPanel(QWidget):
             elif state == PAINTED:
                 layer = self._session.stage.layer(f"paint {gate.name}")
                 if isinstance(layer, Labels):
-                    edits[gate.level] = painted_alpha(seen, gate, layer)
+                    edits[gate.level] = painted_alpha(gate, layer)
             elif state == MASK:
-                edits[gate.level] = on_mask(self._session.mask() > 0, gate)
+                edits[gate.level] = on_mask(self._session.mask()() > 0, gate)
         return edits
 
     def _ask(self) -> None:
@@ -245,13 +252,13 @@ class WhatIfPanel(QWidget):
         if seen is None or seen.inspection is None:
             return
         try:
-            edits = self._edits(seen)
+            edits = self._edits()
         except AttUnetError as error:
             self.text.setText(str(error))
             return
         if not edits:
             self.effect = None
-            self._session.stage.hide("what if")
+            self._session.stage.hide(WHAT_IF)
             self.text.setText("All gates are as learnt: nothing changes.")
             return
         self._asker.ask(functools.partial(answer_steps, seen, edits))
@@ -273,13 +280,16 @@ class WhatIfPanel(QWidget):
         if seen is None or seen.inspection is None:
             return
         try:
-            labels = self._session.mask()
+            mask = self._session.mask()
         except AttUnetError as error:
             self._session.failed.emit(error)
             return
-        self._ablating.ask(functools.partial(seen.inspection.ablations, labels))
+        self._ablating.ask(functools.partial(_ablate, seen, mask))
 
-    def _on_ablated(self, found: Any) -> None:
+    def _on_ablated(self, answer: tuple[Seen, tuple[Ablation, ...]]) -> None:
+        seen, found = answer
+        if seen is not self._session.seen:
+            return
         learnt = found[0].dice
         self.table.fill(
             [
@@ -313,6 +323,14 @@ def on_mask(mask: npt.NDArray[np.bool_], gate: AttentionMap) -> npt.NDArray[np.f
     covered = cell_coverage(mask, gate.scale)
     whole = cell_coverage(np.ones_like(mask), gate.scale)
     return (covered / whole).astype(np.float32)
+
+
+def _ablate(
+    seen: Seen, mask: Callable[[], npt.NDArray[Any]]
+) -> Steps[tuple[Seen, tuple[Ablation, ...]]]:
+    if seen.inspection is None:
+        raise RuntimeError("Only an inspection can be asked.")
+    return seen, (yield from seen.inspection.ablations(mask()))
 
 
 def answer_steps(seen: Seen, edits: dict[int, Any]) -> Steps[Effect]:

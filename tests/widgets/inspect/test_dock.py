@@ -26,9 +26,10 @@ from napari_attunet.spec import (
     NetworkSpec,
     TransformerSpec,
 )
+from napari_attunet.widgets.choices import Choices
 from napari_attunet.widgets.inspect import figures
-from napari_attunet.widgets.inspect.dock import AttentionWidget
-from napari_attunet.widgets.inspect.seen import Look
+from napari_attunet.widgets.inspect.dock import SETTLE, AttentionWidget
+from napari_attunet.widgets.inspect.look import Look
 from napari_attunet.widgets.inspect.stage import STEPS, painted_alpha
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import is_result
@@ -79,6 +80,8 @@ def folder(tmp_path_factory):
         transformer=TransformerSpec(),
     )
     save(folder, "plain", gate=None)
+    save(folder, "deep", features=(4, 4, 4, 4, 4), gate=GateSpec())
+    save(folder, "twice", gate=GateSpec(kind="grid", count=2))
     save(folder, "volume", ndim=3, gate=GateSpec(kind="grid"))
     return folder
 
@@ -277,6 +280,116 @@ def test_what_is_seen_goes_with_its_image(viewer, dock, qtbot):
     assert inspection() is None  # nor is its memory kept
 
 
+def test_a_second_run_is_seen(viewer, dock, qtbot, tmp_path):
+    source = add_cells(viewer)
+    widget = SegmentWidget(viewer, Library(tmp_path))
+    viewer.window.add_dock_widget(widget, name="segment")
+    dock.choose_model("grey")
+    widget.choose_model("grey")
+
+    def run():
+        with qtbot.waitSignal(widget.finished, timeout=TIMEOUT):
+            widget.start()
+        qtbot.waitUntil(lambda: not widget.running, timeout=TIMEOUT)
+        settle(qtbot, dock)
+        qtbot.waitUntil(lambda: dock.session.seen is not None, timeout=TIMEOUT)
+        return dock.session.seen
+
+    first = run()
+    dock.gates.table.selectRow(0)
+    # The same image once more, turned upside down under our hands by a script.
+    source.data[:] = source.data[::-1].copy()
+    second = run()
+    assert second is not first
+    assert not np.array_equal(second.maps[0].values, first.maps[0].values)
+    assert len(named(viewer, "α level 1")) == 1
+    assert named(viewer, "α level 1")[0].data is second.maps[0].values
+    # The mask follows the brush.
+    (labels,) = [x for x in viewer.layers if isinstance(x, Labels)]
+    labels.brush_size = 120
+    with qtbot.waitSignal(dock.session.mask_changed, timeout=TIMEOUT):
+        labels.paint((80, 60), 0)
+    settle(qtbot, dock)
+    expected = second.maps[0].values[labels.data > 0].mean()
+    found = dock.gates.table.item(0, 1).text()
+    assert float(found) == pytest.approx(expected, abs=0.006)
+
+
+def test_another_model_meanwhile_is_not_mistaken(viewer, dock, qtbot):
+    add_cells(viewer)
+    dock.choose_model("grey")
+    assert look(qtbot, dock)
+    dock.look.click()
+    with qtbot.waitSignal(dock.finished, timeout=TIMEOUT):
+        dock.choose_model("plain")
+    settle(qtbot, dock)
+    assert dock.session.seen is None
+    assert look(qtbot, dock)
+    assert dock.session.seen.spec.name == "plain"
+
+
+def test_what_belongs_to_another_model_is_hidden(viewer, dock, qtbot):
+    add_cells(viewer)
+    dock.choose_model("grey")
+    assert look(qtbot, dock)
+    dock.what_if.set_state(1, "closed")
+    settle(qtbot, dock)
+    (shown,) = named(viewer, "what if")
+    assert shown.visible
+    dock.choose_model("plain")
+    settle(qtbot, dock)
+    assert not shown.visible
+
+
+def test_another_image_has_its_own_layers(viewer, dock, qtbot):
+    add_cells(viewer)
+    other = viewer.add_image(cells()[::-1].copy(), name="others")
+    dock.choose_model("grey")
+    for source in (viewer.layers["cells"], other):
+        dock.select(source)
+        assert look(qtbot, dock)
+        dock.gates.table.selectRow(0)
+        dock.what_if.set_state(1, "as painted")
+        settle(qtbot, dock)
+        if source is not other:
+            named(viewer, "paint")[0].paint((20, 20), 1)
+            settle(qtbot, dock)
+    first, second = named(viewer, "paint α level 1")
+    assert first.data.any()
+    assert not second.data.any()
+    assert first.name.startswith("cells")
+    assert second.name.startswith("others")
+    assert not first.visible
+    assert [x.visible for x in named(viewer, "· α level 1")] == [False, True]
+
+
+def test_other_pixels_and_another_place_are_looked_at_anew(viewer, dock, qtbot):
+    source = add_cells(viewer)
+    dock.choose_model("grey")
+    for change in (
+        lambda: setattr(source, "scale", (2, 2)),
+        lambda: setattr(source, "data", source.data[:99]),
+        lambda: setattr(source, "data", np.stack([source.data] * 2)),
+    ):
+        assert look(qtbot, dock)
+        change()
+        settle(qtbot, dock)
+        assert dock.session.seen is None
+
+
+def test_results_are_no_labels_to_learn_from(viewer, dock, qtbot):
+    add_cells(viewer)
+    dock.choose_model("grey")
+    assert look(qtbot, dock)
+    dock.what_if.set_state(1, "as painted")
+    settle(qtbot, dock)
+    choices = Choices(viewer)
+    assert choices.corrected is None
+    assert choices.labels.count() == 0
+    choices.release()
+    assert dock.mask_box.count() == 1
+
+
 def test_closing_the_dock_lets_go_of_everything(viewer, tmp_path, qtbot):
     add_cells(viewer)
     dock = AttentionWidget(viewer, Library(tmp_path))
@@ -286,12 +399,19 @@ def test_closing_the_dock_lets_go_of_everything(viewer, tmp_path, qtbot):
     dock.what_if.set_state(1, "as painted")
     settle(qtbot, dock)
     before = len(viewer.mouse_move_callbacks)
+    inspection = weakref.ref(dock.session.seen.inspection)
     viewer.window.remove_dock_widget(window)
     assert len(viewer.mouse_move_callbacks) == before - 1
     (paint,) = named(viewer, "paint")
+    gc.collect()
+    assert inspection() is None
     paint.paint((5, 5), 1)  # nobody hears it
     viewer.theme = "light"
-    qtbot.wait(50)
+    viewer.add_image(cells(), name="more")
+    qtbot.wait(2 * SETTLE)
+    assert dock.session.seen is None
+    assert not dock.gates._asker.busy
+    assert dock.image.count() == 0 or dock.image.source is None
 
 
 # --- probing ---------------------------------------------------------------------
@@ -300,8 +420,8 @@ def test_closing_the_dock_lets_go_of_everything(viewer, tmp_path, qtbot):
 class Mouse:
     """An event as napari's canvas makes them."""
 
-    def __init__(self, kind, position):
-        self.type, self.position = kind, position
+    def __init__(self, kind, position, button=1):
+        self.type, self.position, self.button = kind, position, button
 
 
 def click(viewer, position, drag=False):
@@ -352,6 +472,8 @@ def test_the_probe_follows_the_mouse_and_holds(viewer, dock, qtbot):
     viewer.dims.ndisplay = 3
     dock.probe.probe((1, 1))
     assert "2D" in dock.probe.place.text()
+    click(viewer, (20.0, 20.0))
+    assert not dock.probe.held
 
 
 def test_a_click_of_a_painter_is_not_ours(viewer, dock, qtbot):
@@ -445,13 +567,19 @@ def test_closing_a_gate_shows_what_changes(viewer, dock, qtbot):
     assert "nothing changes" in dock.what_if.text.text()
 
 
-def test_answers_that_are_out_of_date_are_not_shown(viewer, dock, qtbot):
+def test_answers_that_are_out_of_date_are_not_shown(viewer, dock, qtbot, monkeypatch):
     add_cells(viewer)
     dock.choose_model("grey")
     assert look(qtbot, dock)
+    shown = []
+    show = dock.session.stage.show_changes
+    monkeypatch.setattr(
+        dock.session.stage, "show_changes", lambda *a: (shown.append(a), show(*a))[1]
+    )
     for state in ("closed", "open", "closed", "open"):
         dock.what_if.set_state(1, state)
     settle(qtbot, dock)
+    assert len(shown) == 1  # neither the first nor those between
     after = dock.session.seen.inspection.answer({1: 1.0}).labels
     (shown,) = named(viewer, "what if")
     np.testing.assert_array_equal(shown.data > 0, after != dock.session.seen.labels)
@@ -468,7 +596,7 @@ def test_painting_a_gate(viewer, dock, qtbot):
     assert viewer.layers.selection.active is paint
     assert paint.mode == "paint"
     assert paint.data.shape == gate.values.shape
-    np.testing.assert_array_equal(painted_alpha(seen, gate, paint), gate.values)
+    assert np.isnan(painted_alpha(gate, paint)).all()  # as learnt
     assert dock.what_if.effect.changed.max() == 0  # nothing is painted yet
 
     paint.brush_size = 30
@@ -476,7 +604,7 @@ def test_painting_a_gate(viewer, dock, qtbot):
     paint.paint((60, 40), STEPS)
     qtbot.waitUntil(lambda: dock.what_if._timer.isActive(), timeout=TIMEOUT)
     settle(qtbot, dock)
-    alpha = painted_alpha(seen, gate, paint)
+    alpha = painted_alpha(gate, paint)
     assert alpha[20, 30] == 0
     assert alpha[60, 40] == 1
     after = seen.inspection.answer({2: alpha}).labels
@@ -486,6 +614,43 @@ def test_painting_a_gate(viewer, dock, qtbot):
     qtbot.waitUntil(lambda: dock.what_if._timer.isActive(), timeout=TIMEOUT)
     settle(qtbot, dock)
     assert dock.what_if.effect.changed.max() == 0
+
+
+@pytest.mark.parametrize("angle", [0, 33])
+def test_what_was_painted_is_never_lost(viewer, dock, qtbot, angle):
+    source = add_cells(viewer, rotate=angle, scale=(2, 3))
+    dock.choose_model("grey")
+    assert look(qtbot, dock)
+    dock.what_if.set_state(1, "as painted")
+    settle(qtbot, dock)
+    (paint,) = named(viewer, "paint")
+    paint.paint((20, 30), 1)
+    painted = paint.data.copy()
+    settle(qtbot, dock)
+    dock.what_if.set_state(2, "closed")
+    assert look(qtbot, dock)  # the same part again
+    assert named(viewer, "paint") == [paint]
+    np.testing.assert_array_equal(paint.data, painted)
+    source.corner_pixels = np.array([(20, 16), (60, 70)])
+    assert look(qtbot, dock)  # another part
+    assert len(named(viewer, "paint")) == 2
+    np.testing.assert_array_equal(paint.data, painted)
+
+
+def test_several_gates_on_a_skip(viewer, dock, qtbot):
+    add_cells(viewer)
+    dock.choose_model("twice")
+    assert look(qtbot, dock)
+    assert column(dock.gates.table, 0) == [
+        "α level 1 gate 1",
+        "α level 1 gate 2",
+        "α level 2 gate 1",
+        "α level 2 gate 2",
+    ]
+    assert len(dock.what_if.states) == 2
+    dock.what_if.set_state(1, "as painted")
+    settle(qtbot, dock)
+    assert dock.what_if.effect.changed.max() == 0  # nothing is painted
 
 
 def test_a_gate_open_on_labels_only(viewer, dock, qtbot):
@@ -525,7 +690,7 @@ def test_each_gate_in_turn(viewer, dock, qtbot, tmp_path, monkeypatch):
 # --- versions --------------------------------------------------------------------
 
 
-def test_two_versions_side_by_side(viewer, dock, qtbot, tmp_path, monkeypatch):
+def test_two_versions_side_by_side(viewer, dock, qtbot, tmp_path, monkeypatch, told):
     add_cells(viewer)
     dock.choose_model("grey@1")
     assert look(qtbot, dock)
@@ -552,10 +717,48 @@ def test_two_versions_side_by_side(viewer, dock, qtbot, tmp_path, monkeypatch):
     panel.compare.click()
     settle(qtbot, dock)
     assert "no gate in common" in panel.text.text()
+    assert panel.table.rowCount() == 0
+    panel.model.choose("grey")
+    panel.compare.click()
+    settle(qtbot, dock)
+    assert panel.table.rowCount() == 2
     panel.model.choose("volume")
     panel.compare.click()
     settle(qtbot, dock)
-    assert dock.message.text()  # why it cannot look at this
+    assert panel.table.rowCount() == 0  # nothing of the one before
+    assert "cannot look" in panel.text.text()
+    assert told()
+
+
+def test_another_comparison_takes_the_place_of_the_first(viewer, dock, qtbot):
+    add_cells(viewer)
+    dock.choose_model("grey@1")
+    assert look(qtbot, dock)
+    panel = dock.versions
+    panel.model.choose("grey")
+    panel.compare.click()
+    settle(qtbot, dock)
+    first = named(viewer, "α changed")[0].data.copy()
+    panel.model.choose("grey@1")  # with itself
+    panel.compare.click()
+    settle(qtbot, dock)
+    (shown,) = named(viewer, "α changed")
+    assert first.any()
+    assert not shown.data.any()
+    assert "grey@1 (this) and grey@1 (other)" in panel.text.text()
+
+
+def test_a_network_with_more_levels_is_compared_where_both_looked(viewer, dock, qtbot):
+    viewer.add_image(np.pad(cells(), 60), name="cells")
+    viewer.layers[0].corner_pixels = np.array([(36, 44), (135, 143)])
+    dock.choose_model("grey")
+    assert look(qtbot, dock)
+    panel = dock.versions
+    panel.model.choose("deep")
+    panel.compare.click()
+    settle(qtbot, dock)
+    assert column(panel.table, 0) == ["α level 1", "α level 2"]
+    assert panel._changes[0].other.values.shape == panel._changes[0].this.values.shape
 
 
 # --- stacks and volumes ----------------------------------------------------------
@@ -578,7 +781,10 @@ def test_a_slice_of_a_stack(viewer, dock, qtbot):
     paint.paint((0, 40, 50), 1)
     qtbot.waitUntil(lambda: dock.what_if._timer.isActive(), timeout=TIMEOUT)
     settle(qtbot, dock)
-    assert dock.probe.probed is None
+    rows, columns = np.nonzero(dock.what_if.effect.changed[0])
+    assert rows.size  # the mask changes around the stroke, in this slice
+    assert abs(rows.mean() - 40) < 20
+    assert abs(columns.mean() - 50) < 20
     found = dock.session.seen.probe((1, 20, 30))
     assert found.position == (1, 20, 30)
     assert dock.session.seen.probe((0, 20, 30)) is None  # another slice

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ from napari_attunet.errors import DataError
 from napari_attunet.model import Model, save_model
 from napari_attunet.progress import drain
 from napari_attunet.spec import AttentionSpec, GateSpec, ModelSpec, NetworkSpec
-from napari_attunet.widgets.inspect.seen import Look, Seen, last_run, statistics_steps
-from napari_attunet.widgets.poses import Pose
+from napari_attunet.widgets.inspect.look import Look, last_run, statistics_steps
+from napari_attunet.widgets.inspect.seen import Seen
+from napari_attunet.widgets.poses import Pose, in_units_of
 from napari_attunet.widgets.results import EditWatch, Settings, compute, deliver, plan
 
 #: napari says so of every volume that is turned out of its slices.
@@ -156,7 +158,7 @@ def test_the_part_of_labels(axes, shape, labels):
     numbers = Labels(np.arange(np.prod(labels)).reshape(labels))
     region = [slice(1, 2), slice(4, 12), slice(8, 24)][-len(axes.replace("C", "")) :]
     seen = seen_of(layer, axes, region, (1,))
-    found = seen.part_of(layer, numbers)
+    found = seen.part_of(layer, numbers)()
     plain = numbers.data.reshape(numbers.data.shape[-len(region) :])
     np.testing.assert_array_equal(found, plain[tuple(region)])
     with pytest.raises(DataError, match="Choose other labels"):
@@ -233,15 +235,19 @@ def test_the_last_run_is_there_again(weights):
     assert [t.kind for t in seen.tables] == ["channel", "channel"]
     shown = {id(layer.data) for layer in layers}
     assert all(id(m.values) in shown for m in seen.maps)  # no copy is kept
-    found = drain(statistics_steps(seen, seen.labels > 0))
+    same, found = drain(statistics_steps(seen, lambda: seen.labels))
+    assert same is seen
     assert [g.name for g in found] == [m.name for m in seen.maps]
 
     labels = next(layer for layer in layers if isinstance(layer, Labels))
     labels.data[3, 4] = 77
     assert last_run(layers, source, weights[1]).labels[3, 4] == 77  # as corrected
-    source.data = cells(5, 40, 48)
+    # Of another run only the labels are new: the maps that are left are not its own.
+    segmented(layers, source, weights, attention=False)
     assert last_run(layers, source, weights[1]) is None
-    layers.remove(labels)
+    segmented(layers, source, weights)
+    assert last_run(layers, source, weights[1]) is not None
+    source.data = cells(5, 40, 48)
     assert last_run(layers, source, weights[1]) is None
 
 
@@ -277,10 +283,41 @@ def test_a_look_answers_as_the_whole_image(weights):
     )
     assert seen.probabilities.shape == (3, *seen.labels.shape)
     assert "t 1, y " in seen.describe()
+
+
+def test_a_look_and_the_last_run_agree(tmp_path):
+    network = NetworkSpec(out_channels=3, features=(4, 6, 8), gate=GateSpec())
+    spec = ModelSpec(name="local", network=network)  # nothing in it pools
+    path = tmp_path / "local@1.safetensors"
+    save_model(Model.fresh(spec, seed=1), path)
+    viewer = ViewerModel()
+    source = viewer.add_image(cells(200, 180), scale=(2, 3))
+    source.corner_pixels = np.array([(40, 60), (140, 150)])
+    look = Look.of(viewer, source, spec, Settings(model=str(path)))
+    seen = drain(look.compute())
     layers = LayerList([source])
-    segmented(layers, source, weights)
+    segmented(layers, source, (path, spec))
     whole = last_run(layers, source, spec)
-    world = (1.0, 90.0, 100.0)
-    # Channels pool over what is seen, so only what comes before them is the same.
-    assert seen.probe(world).position == whole.probe(world).position
     assert "last run" in whole.describe()
+    np.testing.assert_array_equal(seen.labels, whole.labels[seen.region])
+    for world in ((180.0, 300.0), (112.0, 201.0), (250.0, 333.0)):
+        here, there = seen.probe(world), whole.probe(world)
+        assert here.position == there.position
+        for (name, value), (other, expected) in zip(
+            here.attention, there.attention, strict=True
+        ):
+            assert name == other
+            assert value == pytest.approx(expected, abs=1e-5)
+        assert there.classes == ()
+        assert (
+            int(np.argmax([p for _, p in here.classes])) == whole.labels[here.position]
+        )
+
+
+def test_units_of_the_viewer_are_not_those_of_the_layer():
+    viewer = ViewerModel()
+    viewer.add_image(cells(40, 40), scale=(0.5, 0.5), units="um")
+    layer = viewer.add_image(cells(40, 40), scale=(500, 500), units="nm")
+    dims = SimpleNamespace(units=viewer.layers[0].units)
+    place = in_units_of(layer, dims, (5.0, 10.0))
+    np.testing.assert_allclose(Pose.of(layer).pixel_at(place), (10, 20))
