@@ -161,8 +161,10 @@ class BlocksPanel(QWidget):
         """Return the row of a table that belongs to what the viewer shows."""
         seen, viewer = self._session.seen, self._session.viewer
         if seen is None or viewer is None:
-            return (0,) * (table.values.ndim - 1)
+            raise RuntimeError("Nothing is seen.")
         world = self._world or viewer.dims.point
+        if len(world) < seen.pose.ndim:  # the image is being removed
+            return (0,) * (len(seen.label_axes) - seen.spec.network.ndim + 1)
         return seen.row_of(table, self._session.place(world))
 
     def _show_channels(self) -> None:

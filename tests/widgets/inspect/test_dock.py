@@ -79,6 +79,7 @@ def folder(tmp_path_factory):
         ),
         transformer=TransformerSpec(),
     )
+    save(folder, "cbam", attention=(AttentionSpec(kind="cbam"),))
     save(folder, "plain", gate=None)
     save(folder, "deep", features=(4, 4, 4, 4, 4), gate=GateSpec())
     save(folder, "twice", gate=GateSpec(kind="grid", count=2))
@@ -532,6 +533,32 @@ def test_channels_queries_and_the_frame(viewer, dock, qtbot, tmp_path, monkeypat
     assert "turned by" in blocks.frame_text.text()
     blocks.frame.click()
     assert len(named(viewer, "sampled frame")) == 1
+    viewer.layers.clear()
+    settle(qtbot, dock)
+    assert not blocks.frame.isVisibleTo(blocks)
+
+
+def test_channels_of_the_slice_that_is_shown(viewer, dock, qtbot, tmp_path):
+    stack = np.stack([cells(), cells()[::-1], cells()])
+    source = viewer.add_image(stack, name="stack", axis_labels=("t", "y", "x"))
+    dock.choose_model("cbam")
+    widget = SegmentWidget(viewer, Library(tmp_path))
+    viewer.window.add_dock_widget(widget, name="segment")
+    widget.choose_model("cbam")
+    viewer.dims.set_point(0, 0)
+    with qtbot.waitSignal(widget.finished, timeout=TIMEOUT):
+        widget.start()
+    qtbot.waitUntil(lambda: dock.session.seen is not None, timeout=TIMEOUT)
+    settle(qtbot, dock)
+    table = dock.session.seen.tables[0]
+    assert table.values.shape[:2] == (3, 1)
+    for step in (0, 1, 2):
+        viewer.dims.set_point(0, step)
+        expected = sorted(table.values[step, 0], reverse=True)
+        np.testing.assert_allclose(dock.blocks.bars.values, expected)
+    viewer.layers.remove(source)  # there are fewer axes now
+    settle(qtbot, dock)
+    assert dock.session.seen is None
 
 
 def test_a_plain_network_has_nothing_to_show(viewer, dock, qtbot):
