@@ -38,7 +38,7 @@ def test_the_name_is_that_of_the_distribution(manifest):
 def test_every_command_can_be_imported(manifest):
     manifest.validate_imports()
     commands = manifest.contributions.commands
-    assert len(commands) == 8
+    assert len(commands) == 10
     for command in commands:
         assert callable(npe2.manifest.utils.import_python_name(command.python_name))
 
@@ -54,12 +54,14 @@ def test_every_command_is_known(manifest):
 
 def test_the_docks_are_widgets_and_have_their_names(manifest):
     from napari_attunet.widgets import segment, train
+    from napari_attunet.widgets.inspect import dock
 
     names = [widget.display_name for widget in manifest.contributions.widgets]
-    assert names == [segment.DOCK, train.DOCK]
+    assert names == [segment.DOCK, train.DOCK, dock.DOCK]
     assert manifest.name == segment.PLUGIN
     assert issubclass(segment.SegmentWidget, QWidget)
     assert issubclass(train.TrainWidget, QWidget)
+    assert issubclass(dock.AttentionWidget, QWidget)
 
 
 def test_the_command_is_in_the_menu_and_runs(make_napari_viewer, monkeypatch, qtbot):

@@ -249,11 +249,17 @@ class BlocksPanel(QWidget):
         seen, source, table = self._session.seen, self._session.source, self._frames()
         if seen is None or source is None or table is None:
             return
-        row = self._row(table)[:-1]
+        viewer, row = self._session.viewer, self._row(table)[:-1]
         corners = [
             seen.spread(frame_corners(matrix, region), row)
             for matrix, region in zip(table.values[row], table.regions, strict=True)
         ]
+        if seen.spec.network.ndim == 3 and viewer is not None:
+            # A tilted frame lies in no slice: draw it in the one that is shown.
+            place = seen.pose.pixel_at(self._session.place(viewer.dims.point))
+            depth = seen.axes.index("Z")
+            for points in corners:
+                points[:, depth] = round(place[depth])
         self._session.stage.show_frame(source, seen, corners)
 
 

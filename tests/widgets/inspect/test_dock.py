@@ -84,6 +84,7 @@ def folder(tmp_path_factory):
     save(folder, "deep", features=(4, 4, 4, 4, 4), gate=GateSpec())
     save(folder, "twice", gate=GateSpec(kind="grid", count=2))
     save(folder, "volume", ndim=3, gate=GateSpec(kind="grid"))
+    save(folder, "turned", ndim=3, transformer=TransformerSpec())
     return folder
 
 
@@ -833,3 +834,14 @@ def test_a_volume(viewer, dock, qtbot):
     dock.versions.compare.click()
     settle(qtbot, dock)
     assert column(dock.versions.table, 4) == ["0.00", "0.00"]  # with itself
+
+
+def test_the_frame_of_a_volume_lies_in_the_slice_that_is_shown(viewer, dock, qtbot):
+    volume = np.random.default_rng(0).normal(100, 20, (12, 40, 44)).astype(np.float32)
+    viewer.add_image(volume, name="volume", scale=(2, 1, 1))
+    viewer.dims.set_point(0, 8)
+    dock.choose_model("turned")
+    assert look(qtbot, dock)
+    dock.blocks.frame.click()
+    (frame,) = named(viewer, "sampled frame")
+    np.testing.assert_array_equal(frame.data[0][:, 0], 4)
