@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels
@@ -299,7 +300,8 @@ class AttentionWidget(QWidget):
         for layer in results_of(viewer.layers, source, entry.spec.key):
             mark = mark_of(layer)
             if mark is not None and isinstance(mark.settings, Settings):
-                settings = mark.settings  # as it was segmented
+                # As it was segmented.
+                settings = replace(mark.settings, model=str(entry.path))
                 break
         try:
             look = Look.of(viewer, source, entry.spec, settings)
@@ -330,10 +332,6 @@ class AttentionWidget(QWidget):
         viewer, source = self._viewer_ref(), self._looked_at
         if viewer is None or source is None or source not in viewer.layers:
             return
-        entry = self.model.entry
-        chosen = entry is not None and entry.spec.key == seen.spec.key
-        if source is not self.image.source or not chosen:
-            return  # another one was chosen meanwhile
         self.session.show(seen, source)
         self.message.setText(seen.describe())
 

@@ -11,13 +11,15 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from napari.components import ViewerModel
 from napari.layers import Image, Labels, Shapes
 from napari.utils.notifications import notification_manager
 from skimage import data
 
+from napari_attunet.header import read_spec
 from napari_attunet.library import Library
 from napari_attunet.model import Model, save_model
-from napari_attunet.progress import Progress
+from napari_attunet.progress import Progress, drain
 from napari_attunet.segmenter import segment
 from napari_attunet.spec import (
     AttentionSpec,
@@ -31,8 +33,10 @@ from napari_attunet.widgets.inspect import figures
 from napari_attunet.widgets.inspect.dock import SETTLE, AttentionWidget
 from napari_attunet.widgets.inspect.look import Look
 from napari_attunet.widgets.inspect.stage import STEPS, painted_alpha
+from napari_attunet.widgets.inspect.versions import changes_of
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import is_result
+from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.segment import SegmentWidget
 
 TIMEOUT = 30_000
@@ -163,17 +167,20 @@ def test_an_empty_viewer(viewer, dock):
     assert dock.gates.table.rowCount() == 0
 
 
-def test_gates_are_listed_and_shown(viewer, dock, qtbot):
+def test_gates_are_listed_and_shown(viewer, dock, qtbot, tmp_path):
     source = add_cells(viewer, scale=(2, 3))
     dock.choose_model("grey")
     assert look(qtbot, dock)
     assert dock.message.text().startswith("grey@2 on y 0 to 159, x 0 to 129")
     assert column(dock.gates.table, 0) == ["α level 1", "α level 2"]
-    inside, outside = (float(dock.gates.table.item(0, c).text()) for c in (1, 2))
-    alpha = dock.session.seen.maps[0].values
+    dock.gates.table.save(tmp_path / "gates.csv")  # with all digits
+    with (tmp_path / "gates.csv").open() as file:
+        row = next(csv.DictReader(file))
+    alpha = dock.session.seen.maps[0].values.astype(float)
     mask = dock.session.seen.labels > 0
-    assert inside == pytest.approx(alpha[mask].mean(), abs=0.006)
-    assert outside == pytest.approx(alpha[~mask].mean(), abs=0.006)
+    assert alpha[mask].mean() != pytest.approx(alpha[~mask].mean(), rel=1e-5)
+    assert float(row["on"]) == pytest.approx(alpha[mask].mean())
+    assert float(row["off"]) == pytest.approx(alpha[~mask].mean())
 
     active = viewer.layers.selection.active
     dock.gates.table.selectRow(1)
@@ -518,6 +525,11 @@ def test_channels_queries_and_the_frame(viewer, dock, qtbot, tmp_path, monkeypat
     (asked,) = named(viewer, "looks at")
     assert asked.data.max() == pytest.approx(1)
     assert blocks.looked.text().startswith("From y 50, x 60 it looks at about")
+    mechanism = dock.session.seen.inspection.mechanisms
+    (mechanism,) = [m for m in mechanism if m.kind == "pairwise"]
+    found = dock.session.seen.inspection.look(mechanism, (50, 60))
+    np.testing.assert_allclose(asked.translate, found.translate)  # the part begins at 0
+    np.testing.assert_allclose(asked.scale, found.scale)
     means = [t.values.mean() for t in dock.session.seen.tables if t.kind == "channel"]
     probed = dock.session.seen.probe((50, 60))
     assert [value for _, value in probed.channels] == pytest.approx(means)
@@ -534,6 +546,11 @@ def test_channels_queries_and_the_frame(viewer, dock, qtbot, tmp_path, monkeypat
     assert "turned by" in blocks.frame_text.text()
     blocks.frame.click()
     assert len(named(viewer, "sampled frame")) == 1
+    assert frame not in viewer.layers
+    (frame,) = named(viewer, "sampled frame")
+    assert look(qtbot, dock)
+    assert not frame.visible  # these were answers about what was seen before
+    assert not asked.visible
     viewer.layers.clear()
     settle(qtbot, dock)
     assert not blocks.frame.isVisibleTo(blocks)
@@ -776,17 +793,30 @@ def test_another_comparison_takes_the_place_of_the_first(viewer, dock, qtbot):
     assert "grey@1 (this) and grey@1 (other)" in panel.text.text()
 
 
-def test_a_network_with_more_levels_is_compared_where_both_looked(viewer, dock, qtbot):
-    viewer.add_image(np.pad(cells(), 60), name="cells")
-    viewer.layers[0].corner_pixels = np.array([(36, 44), (135, 143)])
-    dock.choose_model("grey")
-    assert look(qtbot, dock)
-    panel = dock.versions
-    panel.model.choose("deep")
-    panel.compare.click()
-    settle(qtbot, dock)
-    assert column(panel.table, 0) == ["α level 1", "α level 2"]
-    assert panel._changes[0].other.values.shape == panel._changes[0].this.values.shape
+def test_a_network_with_more_levels_is_compared_where_both_looked(folder):
+    model = ViewerModel()
+    source = model.add_image(np.pad(cells(), 60, mode="reflect"))
+    source.corner_pixels = np.array([(36, 44), (135, 143)])
+    seen = {}
+    for name in ("grey@2", "deep@1"):
+        path = folder / f"{name}.safetensors"
+        settings = Settings(model=str(path))
+        seen[name] = drain(Look.of(model, source, read_spec(path), settings).compute())
+    grey, deep = seen["grey@2"], seen["deep@1"]
+    assert [r.start for r in grey.region] == [36, 44]
+    assert [r.start for r in deep.region] == [32, 32]  # on its coarser grid
+    found = changes_of(grey, deep)
+    assert [change.this.name for change in found] == ["α level 1", "α level 2"]
+    for change, first in zip(found, ((4, 12), (2, 6)), strict=True):
+        rows, columns = change.this.values.shape
+        expected = next(m for m in deep.maps if m.name == change.this.name).values[
+            first[0] : first[0] + rows, first[1] : first[1] + columns
+        ]
+        np.testing.assert_array_equal(change.other.values, expected)
+        np.testing.assert_array_equal(
+            change.signed.values, expected - change.this.values
+        )
+    assert changes_of(deep, grey) == []  # it saw more than the other
 
 
 # --- stacks and volumes ----------------------------------------------------------

@@ -126,6 +126,15 @@ def test_the_probe_tells_what_the_layers_show_under_any_affine(data):
         assert value == seen.probabilities[(number, *local)]
 
 
+def test_what_begins_before_the_part_lies_there():
+    layer = Image(np.zeros((40, 40), np.uint8), scale=(2, 2))
+    seen = seen_of(layer, "YX", (slice(8, 40), slice(16, 40)), (1,))
+    _, pose = seen.fit(np.zeros((9, 9)), (4, 4), (-6.5, -2.5))
+    # Its first cell covers the pixels -8 to -5 and -4 to -1 before the part.
+    np.testing.assert_allclose(pose.translate, (2 * (8 - 6.5), 2 * (16 - 2.5)))
+    np.testing.assert_allclose(pose.scale, (8, 8))
+
+
 def test_beside_the_part_there_is_nothing():
     layer = Image(np.zeros((40, 40), np.uint8))
     seen = seen_of(layer, "YX", (slice(8, 16), slice(8, 24)), (1, 2))
