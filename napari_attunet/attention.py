@@ -222,7 +222,7 @@ def _entropy(alpha: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _remark(mean: float, spread: float, contrast: float) -> str:
     """Say what a biologist should know of a gate."""
     if spread < STILL:
-        state = "open" if mean > OPEN else "closed" if mean < CLOSED else "half open"
+        state = "open" if mean > OPEN else "closed" if mean < CLOSED else f"{mean:.2f}"
         return f"Does nothing: {state} everywhere."
     if math.isnan(contrast):
         return "There is nothing to compare: all or none of this is mask."

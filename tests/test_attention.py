@@ -71,7 +71,7 @@ HALF[:2] = True
         (0.75, 0.7, "Does not tell objects from background."),
         (0.97, 0.96, "Does nothing: open everywhere."),
         (0.03, 0.01, "Does nothing: closed everywhere."),
-        (0.5, 0.5, "Does nothing: half open everywhere."),
+        (0.5, 0.5, "Does nothing: 0.50 everywhere."),
     ],
 )
 def test_what_is_worth_knowing_is_said(on, off, remark):
