@@ -18,8 +18,8 @@ import numpy as np
 import pyqtgraph
 
 from napari_attunet import AttentionMap, Inspection, Segmenter, load_model
+from napari_attunet.attention import frame_corners
 from napari_attunet.samples import immunohistochemistry
-from napari_attunet.widgets.inspect.blocks import frame_corners
 
 #: The part of the image that is shown, and the place that is asked where it looks.
 CORNER, SIZE, PLACE = (112, 192), 192, (107, 66)

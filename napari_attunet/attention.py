@@ -1,4 +1,4 @@
-"""What gates do, in numbers and in words."""
+"""What attention does, in numbers and in words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from napari_attunet.progress import Progress, Steps, drain
 
 __all__ = [
     "GateStatistics",
+    "alpha_on",
     "cell_coverage",
+    "describe_transform",
+    "frame_corners",
     "gate_statistics",
     "gate_statistics_steps",
 ]
@@ -209,6 +212,66 @@ def cell_coverage(
             starts = np.arange(0, counted.shape[axis], factor)
             counted = np.add.reduceat(counted, starts, axis=axis)
     return counted
+
+
+def alpha_on(
+    mask: npt.NDArray[np.bool_], scale: Sequence[int]
+) -> npt.NDArray[np.float32]:
+    """Return α that is 1 on a mask and 0 beside it, in between in cells on its rim.
+
+    Parameters
+    ----------
+    mask : array of bool
+    scale : sequence of int
+        Pixels in a cell along each axis.
+    """
+    covered = cell_coverage(mask, scale)
+    whole = cell_coverage(np.ones_like(mask), scale)
+    return (covered / whole).astype(np.float32)
+
+
+def frame_corners(
+    matrix: npt.NDArray[np.floating[Any]], region: Sequence[slice]
+) -> npt.NDArray[np.float64]:
+    """Return where the corners of what a transformer sampled lie in the image.
+
+    Parameters
+    ----------
+    matrix : (n + 1, n + 1)
+        From pixels of the frame to pixels of the image.
+    region : sequence of slice
+        What the network saw, for each of the n axes.
+
+    Returns
+    -------
+    array, (4, n)
+        In order around the frame; of a volume, around its middle plane.
+    """
+    sizes = [r.stop - r.start for r in region]
+    low, (high, wide) = [(n - 1) / 2 for n in sizes[:-2]], sizes[-2:]
+    corners = [(-0.5, -0.5), (-0.5, wide - 0.5), (high - 0.5, wide - 0.5)]
+    corners.append((high - 0.5, -0.5))
+    points = np.array([(*low, *corner, 1.0) for corner in corners])
+    found: npt.NDArray[np.float64] = (points @ matrix.T)[:, :-1]
+    return found
+
+
+def describe_transform(matrix: npt.NDArray[np.floating[Any]]) -> str:
+    """Return what a spatial transformer does in the YX plane, in words.
+
+    Parameters
+    ----------
+    matrix : (n + 1, n + 1)
+        From pixels of the frame to pixels of the image; Y downwards, X to the right.
+    """
+    plane = np.asarray(matrix, float)[-3:-1, -3:-1]
+    angle = math.degrees(math.atan2(plane[1, 0] - plane[0, 1], np.trace(plane)))
+    way = "clockwise" if angle < 0 else "counter-clockwise"
+    zoom = math.sqrt(abs(np.linalg.det(plane)))
+    return (
+        f"The frame is turned {way} by {abs(angle):.1f}° and {zoom:.2f} times as large "
+        "as what the network saw; zoom out if it lies beyond the view."
+    )
 
 
 def _entropy(alpha: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from napari_attunet import attention as module
-from napari_attunet.attention import cell_coverage, gate_statistics
+from napari_attunet.attention import (
+    alpha_on,
+    cell_coverage,
+    describe_transform,
+    frame_corners,
+    gate_statistics,
+)
 from napari_attunet.canvas import AttentionMap
 from napari_attunet.errors import DataError
 
@@ -97,3 +103,62 @@ def test_where_nothing_is_there_is_no_contrast():
     found = gate_statistics(attention(HALF * 0), HALF & False)
     assert math.isnan(found.inside)
     assert math.isnan(found.contrast)
+
+
+def test_a_gate_is_opened_by_how_much_of_a_cell_a_mask_covers():
+    mask = np.zeros((4, 5), bool)
+    mask[:2, :3] = True
+    found = alpha_on(mask, (2, 2))  # the last column of cells is half as wide
+    np.testing.assert_array_equal(found, [[1, 0.5, 0], [0, 0, 0]])
+
+
+REGION = (slice(-8, 24), slice(16, 80))
+CORNERS = [(-8.5, 15.5), (-8.5, 79.5), (23.5, 79.5), (23.5, 15.5)]
+
+
+def turned(degrees, zoom=1.0):
+    """Return a transform that turns about the middle of `REGION`, pixels to pixels."""
+    angle = math.radians(degrees)
+    # Y points down, so this turns X upwards: against the clock.
+    linear = zoom * np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    )
+    middle = np.array([15.5, 31.5])
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = np.add(middle, (-8, 16)) - linear @ middle
+    return matrix
+
+
+def test_the_frame_of_no_transform_is_what_the_network_saw():
+    np.testing.assert_allclose(frame_corners(turned(0), REGION), CORNERS)
+    assert "by 0.0° and 1.00 times" in describe_transform(turned(0))
+
+
+def test_the_frame_goes_where_the_transform_looks():
+    found = frame_corners(turned(90, zoom=2), REGION)
+    # The upper left corner lies 16 up and 32 left of the middle (7.5, 47.5); turned
+    # against the clock and twice as far it is 64 down and 32 left.
+    np.testing.assert_allclose(found[0], (7.5 + 64, 47.5 - 32))
+    assert np.ptp(found[:, 0]) == pytest.approx(2 * 64)
+    assert np.ptp(found[:, 1]) == pytest.approx(2 * 32)
+
+
+@pytest.mark.parametrize(
+    ("degrees", "zoom", "said"),
+    [
+        (30, 1.5, "counter-clockwise by 30.0° and 1.50 times"),
+        (-90, 0.5, "turned clockwise by 90.0° and 0.50 times"),
+    ],
+)
+def test_a_transform_in_words(degrees, zoom, said):
+    assert said in describe_transform(turned(degrees, zoom))
+    volume = np.eye(4)
+    volume[1:, 1:] = turned(degrees, zoom)
+    assert said in describe_transform(volume)
+
+
+def test_the_frame_of_a_volume_goes_around_its_middle_plane():
+    found = frame_corners(np.eye(4), (slice(0, 9), slice(0, 4), slice(0, 6)))
+    np.testing.assert_allclose(found[:, 0], 4)
+    np.testing.assert_allclose(found[0, 1:], (-0.5, -0.5))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from qtpy.QtCore import QSignalBlocker
 from qtpy.QtWidgets import QComboBox, QLabel, QPushButton, QVBoxLayout, QWidget
 
 from napari_attunet.architecture import Mechanism
+from napari_attunet.attention import describe_transform, frame_corners
 from napari_attunet.canvas import AttentionMap, AttentionTable
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.widgets.feedback import wrapped_label
@@ -24,7 +24,7 @@ from napari_attunet.widgets.inspect.session import Asker, Session
 from napari_attunet.widgets.inspect.stage import ASKED
 from napari_attunet.widgets.options import let_shrink
 
-__all__ = ["BlocksPanel", "frame_corners", "sorted_channels", "turn_of"]
+__all__ = ["BlocksPanel", "sorted_channels"]
 
 #: Bars at either end; a bottleneck has hundreds of channels.
 MOST, LEAST = 12, 8
@@ -153,7 +153,8 @@ class BlocksPanel(QWidget):
     def _show_turn(self) -> None:
         frames = self._frames()
         if frames is not None:
-            self.frame_text.setText(turn_of(frames.values[self._row(frames)]))
+            matrix = frames.values[self._row(frames)]
+            self.frame_text.setText(describe_transform(matrix))
 
     # --- channels -------------------------------------------------------------------
 
@@ -295,43 +296,6 @@ def sorted_channels(
         names = [*names[:MOST], "…", *names[-LEAST:]]
         values = [*values[:MOST], 0.0, *values[-LEAST:]]
     return names, values
-
-
-def frame_corners(
-    matrix: npt.NDArray[np.floating[Any]], region: Sequence[slice]
-) -> npt.NDArray[np.float64]:
-    """Return where the corners of what a transformer sampled lie in the image.
-
-    Parameters
-    ----------
-    matrix : (n + 1, n + 1)
-        From pixels of the frame to pixels of the image.
-    region : sequence of slice
-        What the network saw, for each of the n axes.
-
-    Returns
-    -------
-    array, (4, n)
-        In order around the frame; of a volume, around its middle plane.
-    """
-    sizes = [r.stop - r.start for r in region]
-    low, (high, wide) = [(n - 1) / 2 for n in sizes[:-2]], sizes[-2:]
-    corners = [(-0.5, -0.5), (-0.5, wide - 0.5), (high - 0.5, wide - 0.5)]
-    corners.append((high - 0.5, -0.5))
-    points = np.array([(*low, *corner, 1.0) for corner in corners])
-    found: npt.NDArray[np.float64] = (points @ matrix.T)[:, :-1]
-    return found
-
-
-def turn_of(matrix: npt.NDArray[np.floating[Any]]) -> str:
-    """Return what a transform does in the YX plane, in words."""
-    plane = np.asarray(matrix, float)[-3:-1, -3:-1]
-    angle = math.degrees(math.atan2(plane[0, 1] - plane[1, 0], np.trace(plane)))
-    zoom = math.sqrt(abs(np.linalg.det(plane)))
-    return (
-        f"The frame is turned by {angle:.1f}° and {zoom:.2f} times as large as what "
-        "the network saw; zoom out if it lies beyond the view."
-    )
 
 
 def _what_is_missing(seen: Seen | None) -> str:

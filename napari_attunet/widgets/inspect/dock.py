@@ -168,7 +168,6 @@ class AttentionWidget(QWidget):
         self.cancel.clicked.connect(self.stop)
         self._timer.timeout.connect(self._follow_last_run)
         self.session.failed.connect(self._complain)
-        self.session.told.connect(self.message.setText)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         viewer.events.theme.connect(self._on_theme)
         viewer.dims.events.current_step.connect(self._on_step)

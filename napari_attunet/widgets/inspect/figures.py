@@ -95,8 +95,8 @@ class Bars(QWidget):
             self._plot.setYRange(-len(names) + 0.4, 0.6, padding=0)
             self._plot.setFixedHeight(BAR * len(names) + FRAME)
         colours = [
-            colour
-            for colour, count in zip(COLOURS, groups or (len(names),), strict=False)
+            COLOURS[group]
+            for group, count in enumerate(groups or (len(names),))
             for _ in range(count)
         ]
         self._bars.setOpts(

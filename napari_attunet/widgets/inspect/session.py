@@ -48,8 +48,6 @@ class Session(QObject):
     mask_changed = Signal()
     #: What went wrong somewhere.
     failed = Signal(object)
-    #: A sentence for the line of messages.
-    told = Signal(str)
 
     def __init__(
         self, viewer: napari.viewer.Viewer, parent: QObject | None = None

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ASKED",
     "CHANGED",
-    "ROLE",
     "STEPS",
     "WHAT_IF",
     "Stage",
@@ -222,10 +221,9 @@ class Stage:
             In pixels of the whole image, along the axes of the layer.
         """
         viewer = self._viewer_ref()
-        role = FRAME
         if viewer is None:
             return None
-        before = self.layer(role)
+        before = self.layer(FRAME)
         if before is not None:
             viewer.layers.remove(before)
         layer = Shapes(
@@ -234,20 +232,19 @@ class Stage:
             face_color="transparent",
             edge_color="#e69f00",
             edge_width=max(1.0, max(seen.shape) / 200),
-            name=f"{source.name} · {role}",
+            name=f"{source.name} · {FRAME}",
             metadata={KEY: ROLE},
             **seen.pose.arguments(),
         )
         layer.editable = False
-        self._add(role, layer)
+        self._add(FRAME, layer)
         return layer
 
-    def hide(self, *roles: str) -> None:
-        """Hide layers, where they are."""
-        for role in roles:
-            layer = self.layer(role)
-            if layer is not None:
-                layer.visible = False
+    def hide(self, role: str) -> None:
+        """Hide the layer of a role, if there is one."""
+        layer = self.layer(role)
+        if layer is not None:
+            layer.visible = False
 
     def _show(
         self,

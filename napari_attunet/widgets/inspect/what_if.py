@@ -13,7 +13,7 @@ from napari.layers import Labels
 from qtpy.QtCore import QSignalBlocker, Qt, QTimer
 from qtpy.QtWidgets import QComboBox, QFormLayout, QPushButton, QVBoxLayout, QWidget
 
-from napari_attunet.attention import cell_coverage
+from napari_attunet.attention import alpha_on
 from napari_attunet.canvas import AttentionMap
 from napari_attunet.errors import AttUnetError
 from napari_attunet.evaluation import match_objects
@@ -244,7 +244,8 @@ class WhatIfPanel(QWidget):
                 if isinstance(layer, Labels):
                     edits[gate.level] = painted_alpha(gate, layer)
             elif state == MASK:
-                edits[gate.level] = on_mask(self._session.mask()() > 0, gate)
+                mask = self._session.mask()  # read where the work is done
+                edits[gate.level] = functools.partial(_alpha_of, mask, gate)
         return edits
 
     def _ask(self) -> None:
@@ -318,11 +319,10 @@ class WhatIfPanel(QWidget):
         save_as(self, TABLES, "ablation.csv", self.table.save)
 
 
-def on_mask(mask: npt.NDArray[np.bool_], gate: AttentionMap) -> npt.NDArray[np.float32]:
-    """Return α that is 1 on a mask and 0 beside it; between in cells on its rim."""
-    covered = cell_coverage(mask, gate.scale)
-    whole = cell_coverage(np.ones_like(mask), gate.scale)
-    return (covered / whole).astype(np.float32)
+def _alpha_of(
+    mask: Callable[[], npt.NDArray[Any]], gate: AttentionMap
+) -> npt.NDArray[np.float32]:
+    return alpha_on(mask() > 0, gate.scale)
 
 
 def _ablate(
@@ -334,11 +334,19 @@ def _ablate(
 
 
 def answer_steps(seen: Seen, edits: dict[int, Any]) -> Steps[Effect]:
-    """Return what edited gates do to the mask."""
+    """Return what edited gates do to the mask.
+
+    Parameters
+    ----------
+    seen : Seen
+    edits : dict
+        As of `Inspection.answer`, or what gives them.
+    """
     yield Progress(0, 0, "Asking")
     if seen.inspection is None:
         raise RuntimeError("Only an inspection can be asked.")
-    after = seen.inspection.answer(edits).labels
+    found = {level: e() if callable(e) else e for level, e in edits.items()}
+    after = seen.inspection.answer(found).labels
     output = seen.output
     changed = changes(seen.labels, after, output=output, ndim=seen.spec.network.ndim)
     counts = np.bincount(changed.ravel(), minlength=OTHER + 1)
@@ -349,9 +357,9 @@ def answer_steps(seen: Seen, edits: dict[int, Any]) -> Steps[Effect]:
         f"{grouped(int(counts[OTHER]))} otherwise (yellow)."
     )
     if output == "objects":
-        found = match_objects(after, seen.labels)
+        pairs = match_objects(after, seen.labels)
         text += (
-            f" Of {plural(found.tp + found.fn, 'object')} {grouped(found.fn)} are no "
-            f"longer there, {grouped(found.fp)} are new."
+            f" Of {plural(pairs.tp + pairs.fn, 'object')} {grouped(pairs.fn)} are no "
+            f"longer there, {grouped(pairs.fp)} are new."
         )
     return Effect(seen=seen, changed=changed, text=text)
