@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Shapes
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QEvent, QTimer, Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_attunet.corrections import Sample, TrainingSet, background_brush
@@ -18,6 +18,7 @@ from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.choices import Choices, beside
+from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import complain, wrapped_label
 from napari_attunet.widgets.gathering import (
     Aim,
@@ -72,7 +73,7 @@ class _Counted:
     key: tuple[Any, ...]  # of the image's pixels
 
 
-class CollectPanel(QWidget):
+class CollectPanel(DockPart):
     """Takes corrected labels into a training set.
 
     ::
@@ -104,7 +105,7 @@ class CollectPanel(QWidget):
         parent: QWidget | None = None,
     ) -> None:
         super().__init__(parent)
-        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        viewer = unwrapped(napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
         self._digests: dict[Any, str] = {}
         self._counted: _Counted | None = None
@@ -410,12 +411,6 @@ class CollectPanel(QWidget):
         self._say(complain(error))
 
     # --- the end --------------------------------------------------------------------
-
-    def event(self, event: Any) -> bool:
-        """Let go of the viewer when the dock is closed."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.close_down()
-        return bool(super().event(event))
 
     def close_down(self) -> None:
         """Stop all work and let go of the viewer and its layers."""

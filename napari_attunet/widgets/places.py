@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_info
 from qtpy.compat import isalive
-from qtpy.QtCore import QEvent, QSignalBlocker, Signal
+from qtpy.QtCore import QSignalBlocker, Signal
 from qtpy.QtWidgets import (
     QCheckBox,
     QHBoxLayout,
@@ -24,6 +24,7 @@ from napari_attunet.library import Library
 from napari_attunet.progress import Progress
 from napari_attunet.review import Place
 from napari_attunet.widgets.boxes import ImageBox, ModelBox
+from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.options import make_form
@@ -39,7 +40,7 @@ __all__ = ["PlacesPanel"]
 NEXT_SHORTCUT = "Control-Shift-N"
 
 
-class PlacesPanel(QWidget):
+class PlacesPanel(DockPart):
     """Finds the places where a model is most in doubt, and goes there.
 
     ::
@@ -71,7 +72,7 @@ class PlacesPanel(QWidget):
         parent: QWidget | None = None,
     ) -> None:
         super().__init__(parent)
-        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        viewer = unwrapped(napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
         self._job: Job | None = None
         self._places: tuple[Place, ...] = ()
@@ -292,12 +293,6 @@ class PlacesPanel(QWidget):
             button.setEnabled(bool(self._places))
 
     # --- the end --------------------------------------------------------------------
-
-    def event(self, event: Any) -> bool:
-        """Stop working when the dock is closed: napari then takes the parent away."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self.close_down()
-        return bool(super().event(event))
 
     def close_down(self) -> None:
         """Stop all work: the dock is being closed."""

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Layer
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QEvent, QSignalBlocker, QTimer, Signal
+from qtpy.QtCore import QSignalBlocker, QTimer, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QHBoxLayout,
     QPushButton,
     QToolButton,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_attunet.errors import AttUnetError
 from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.widgets.boxes import ImageBox, ModelBox
+from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.layers import axes_of, is_result
@@ -54,8 +54,7 @@ PLUGIN, DOCK = "napari-attunet", "Attention U-Net"
 
 def segment_active_layer(viewer: napari.viewer.Viewer) -> None:
     """Open the dock and segment the active image layer; a command of the viewer."""
-    # Commands get a proxy that dies with the call.
-    viewer = getattr(viewer, "__wrapped__", viewer)
+    viewer = unwrapped(viewer)
     _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, DOCK)
     active = viewer.layers.selection.active
     if isinstance(active, Image) and not is_result(active):
@@ -63,7 +62,7 @@ def segment_active_layer(viewer: napari.viewer.Viewer) -> None:
     widget.start()
 
 
-class SegmentWidget(QWidget):
+class SegmentWidget(DockPart):
     """Chooses image, model and device, runs the segmentation, shows it as layers.
 
     ::
@@ -91,7 +90,7 @@ class SegmentWidget(QWidget):
         self, napari_viewer: napari.viewer.Viewer, library: Library | None = None
     ) -> None:
         super().__init__()
-        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        viewer = unwrapped(napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
         self._library = library or Library()
         self._source: Image | None = None  # of the run under way
@@ -334,13 +333,8 @@ class SegmentWidget(QWidget):
         self.cancel.setEnabled(self._job is not None and not self._job.cancelled)
         self.bar.setVisible(self.running)
 
-    def event(self, event: Any) -> bool:
-        """Stop working when the dock is closed: napari then takes the parent away."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._close()
-        return bool(super().event(event))
-
-    def _close(self) -> None:
+    def close_down(self) -> None:
+        """Stop all work: the dock is being closed."""
         for job in (self._job, self._device_job):
             if job is not None:
                 job.cancel()

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QTabWidget, QVBoxLayout, QWidget
 
 from napari_attunet.corrections import TrainingSet
 from napari_attunet.library import Library
 from napari_attunet.widgets.collect import CollectPanel
+from napari_attunet.widgets.docks import DockPart, scrolling, unwrapped
 from napari_attunet.widgets.history import HistoryPanel
 from napari_attunet.widgets.learn import LearnPanel
 from napari_attunet.widgets.places import PlacesPanel
-from napari_attunet.widgets.scrolling import scrolling
 from napari_attunet.widgets.segment import PLUGIN
 
 if TYPE_CHECKING:
@@ -30,12 +29,11 @@ MINIMUM_WIDTH = 340
 
 def learn_from_corrections(viewer: napari.viewer.Viewer) -> None:
     """Open the dock, as a tab among the other docks; a command of the viewer."""
-    # Commands get a proxy that dies with the call.
-    viewer = getattr(viewer, "__wrapped__", viewer)
+    viewer = unwrapped(viewer)
     viewer.window.add_plugin_dock_widget(PLUGIN, DOCK, tabify=True)
 
 
-class TrainWidget(QWidget):
+class TrainWidget(DockPart):
     """What learning from corrections takes, each part under its tab.
 
     ::
@@ -58,7 +56,7 @@ class TrainWidget(QWidget):
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
-        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        viewer = unwrapped(napari_viewer)
         self._library = library or Library()
         self._training_set = TrainingSet(folder)
         self._build(viewer)
@@ -112,9 +110,7 @@ class TrainWidget(QWidget):
         if spec is not None:
             self.corrections.model_spec(spec)
 
-    def event(self, event: Any) -> bool:
-        """Stop working when the dock is closed: napari then takes the parent away."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            for panel in (self.corrections, self.learning, self.places):
-                panel.close_down()
-        return bool(super().event(event))
+    def close_down(self) -> None:
+        """Stop all work: the dock is being closed."""
+        for panel in (self.corrections, self.learning, self.places):
+            panel.close_down()

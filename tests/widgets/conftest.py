@@ -74,3 +74,22 @@ def _nothing_leaks(request):
     assert not workers, f"outlived the test: {workers}"
     assert not bars, f"never closed: {bars}"
     assert not windows, f"left open: {windows}"
+
+
+@pytest.fixture
+def viewer(make_napari_viewer, qtbot):
+    """A viewer, in which no work of ours goes on when the test is over."""
+    from napari_attunet.widgets.jobs import _Work
+
+    viewer = make_napari_viewer()
+    yield viewer
+    qtbot.waitUntil(lambda: not _Work.alive, timeout=20_000)
+
+
+@pytest.fixture
+def told():
+    """Messages that napari shows to the user."""
+    from napari.utils.notifications import notification_manager
+
+    before = len(notification_manager.records)
+    return lambda: [r.message for r in notification_manager.records[before:]]

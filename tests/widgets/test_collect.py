@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from napari.layers import Image, Labels
 from napari.layers._layer_actions import _duplicate_layer
-from napari.utils.notifications import notification_manager
 from qtpy.compat import isalive
 from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
@@ -40,13 +39,6 @@ CLASSES = ModelSpec(
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def training_set(tmp_path):
     return TrainingSet(tmp_path / "training")
 
@@ -57,13 +49,6 @@ def panel(viewer, training_set):
     viewer.window.add_dock_widget(panel, name="test")
     panel.timer.setInterval(10)
     return panel
-
-
-@pytest.fixture
-def told():
-    """Messages that napari shows to the user."""
-    before = len(notification_manager.records)
-    return lambda: [r.message for r in notification_manager.records[before:]]
 
 
 @pytest.fixture

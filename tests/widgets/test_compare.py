@@ -29,7 +29,6 @@ from napari_attunet.widgets.comparison import (
     changes,
     describe,
 )
-from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import is_result
 
 TIMEOUT = 20_000
@@ -144,13 +143,6 @@ ROUND = Round(
     reason="tuned is best with 0.700.",
     trusted=True,
 )
-
-
-@pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
 
 
 @pytest.fixture

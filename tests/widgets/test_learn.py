@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from napari.utils.notifications import notification_manager
 from skimage import data
 
 from napari_attunet.architecture import ATTENTION, GATES, SIGNALS, WHERE
@@ -149,13 +148,6 @@ def training_set(tmp_path):
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def cells(viewer):
     return viewer.add_image(data.cell()[:200, :150], name="cells")
 
@@ -171,13 +163,6 @@ def panel(viewer, cells, child, training_set, library, qtbot):
     viewer.window.add_dock_widget(panel, name="test")
     qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
     return panel
-
-
-@pytest.fixture
-def told():
-    """Messages that napari shows to the user."""
-    before = len(notification_manager.records)
-    return lambda: [r.message for r in notification_manager.records[before:]]
 
 
 def idle(qtbot, panel):

@@ -13,7 +13,6 @@ import dask.array
 import numpy as np
 import pytest
 from napari.layers import Image
-from napari.utils.notifications import notification_manager
 from skimage import data
 
 from napari_attunet.errors import DataError
@@ -56,13 +55,6 @@ def library(tmp_path):
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def panel(viewer, library):
     panel = PlacesPanel(viewer, library)
     viewer.window.add_dock_widget(panel, name="places")
@@ -93,12 +85,6 @@ def found(monkeypatch):
     found.go.set()
     monkeypatch.setattr(module, "find_places", found.steps)
     return found
-
-
-@pytest.fixture
-def told():
-    before = len(notification_manager.records)
-    return lambda: [r.message for r in notification_manager.records[before:]]
 
 
 def add_cells(viewer, **arguments) -> Image:

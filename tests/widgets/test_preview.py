@@ -156,13 +156,6 @@ class Clock:
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def owner():
     return QObject()
 

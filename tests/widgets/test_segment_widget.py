@@ -13,7 +13,6 @@ import dask.array
 import numpy as np
 import pytest
 from napari.layers import Image, Labels
-from napari.utils.notifications import notification_manager
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QKeySequence
 from skimage import data
@@ -71,13 +70,6 @@ def _no_bundled_models(monkeypatch, folder):
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def widget(viewer, tmp_path, qtbot):
     widget = SegmentWidget(viewer, Library(tmp_path))
     viewer.window.add_dock_widget(widget, name="test")
@@ -100,13 +92,6 @@ def slow(monkeypatch):
 
     monkeypatch.setattr(module, "compute", waiting)
     return go
-
-
-@pytest.fixture
-def told():
-    """Messages that napari shows to the user."""
-    before = len(notification_manager.records)
-    return lambda: [r.message for r in notification_manager.records[before:]]
 
 
 def add_cells(viewer, **arguments) -> Image:

@@ -43,13 +43,6 @@ def _somewhere_else(monkeypatch, models, tmp_path):
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def widget(viewer, tmp_path, qtbot):
     widget = TrainWidget(viewer, Library(tmp_path / "library"), tmp_path / "set")
     viewer.window.add_dock_widget(widget, name="test")

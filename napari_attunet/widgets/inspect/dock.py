@@ -8,20 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels
-from qtpy.QtCore import QEvent, QSignalBlocker, QTimer, Signal
+from qtpy.QtCore import QSignalBlocker, QTimer, Signal
 from qtpy.QtWidgets import (
     QComboBox,
     QHBoxLayout,
     QPushButton,
     QTabWidget,
     QVBoxLayout,
-    QWidget,
 )
 
 from napari_attunet.errors import AttUnetError
 from napari_attunet.library import Library
 from napari_attunet.progress import Progress
 from napari_attunet.widgets.boxes import ImageBox, ModelBox
+from napari_attunet.widgets.docks import DockPart, scrolling, unwrapped
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.inspect.blocks import BlocksPanel
 from napari_attunet.widgets.inspect.gates import GatesPanel
@@ -36,7 +36,6 @@ from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.layers import is_answer, mark_of, results_of
 from napari_attunet.widgets.options import let_shrink, make_form
 from napari_attunet.widgets.results import Settings
-from napari_attunet.widgets.scrolling import scrolling
 from napari_attunet.widgets.segment import PLUGIN
 
 if TYPE_CHECKING:
@@ -59,12 +58,11 @@ SAID = "what the model said"
 
 def look_at_attention(viewer: napari.viewer.Viewer) -> None:
     """Open the dock, as a tab among the other docks; a command of the viewer."""
-    # Commands get a proxy that dies with the call.
-    viewer = getattr(viewer, "__wrapped__", viewer)
+    viewer = unwrapped(viewer)
     viewer.window.add_plugin_dock_widget(PLUGIN, DOCK, tabify=True)
 
 
-class AttentionWidget(QWidget):
+class AttentionWidget(DockPart):
     """Where a network looks, each question under its tab.
 
     ::
@@ -92,7 +90,7 @@ class AttentionWidget(QWidget):
         self, napari_viewer: napari.viewer.Viewer, library: Library | None = None
     ) -> None:
         super().__init__()
-        viewer = getattr(napari_viewer, "__wrapped__", napari_viewer)
+        viewer = unwrapped(napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
         self._library = library or Library()
         self._job: Job | None = None
@@ -365,13 +363,8 @@ class AttentionWidget(QWidget):
 
     # --- the end --------------------------------------------------------------------
 
-    def event(self, event: Any) -> bool:
-        """Stop working when the dock is closed: napari then takes the parent away."""
-        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            self._close()
-        return bool(super().event(event))
-
-    def _close(self) -> None:
+    def close_down(self) -> None:
+        """Stop all work: the dock is being closed."""
         self._closed = True
         self._timer.stop()
         self.stop()

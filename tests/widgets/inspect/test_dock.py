@@ -13,9 +13,9 @@ import pytest
 import torch
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Shapes
-from napari.utils.notifications import notification_manager
 from skimage import data
 
+from napari_attunet.attention import describe_transform, frame_corners
 from napari_attunet.header import read_spec
 from napari_attunet.library import Library
 from napari_attunet.model import Model, save_model
@@ -34,7 +34,6 @@ from napari_attunet.widgets.inspect.dock import SETTLE, AttentionWidget
 from napari_attunet.widgets.inspect.look import Look
 from napari_attunet.widgets.inspect.stage import STEPS, painted_alpha
 from napari_attunet.widgets.inspect.versions import changes_of
-from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import is_result
 from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.segment import SegmentWidget
@@ -98,28 +97,33 @@ def _no_bundled_models(monkeypatch, folder):
 
 
 @pytest.fixture
-def viewer(make_napari_viewer, qtbot):
-    viewer = make_napari_viewer()
-    yield viewer
-    qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
-
-
-@pytest.fixture
 def dock(viewer, tmp_path):
     dock = AttentionWidget(viewer, Library(tmp_path))
     viewer.window.add_dock_widget(dock, name="attention")
     return dock
 
 
-@pytest.fixture
-def told():
-    """Messages that napari shows to the user."""
-    before = len(notification_manager.records)
-    return lambda: [r.message for r in notification_manager.records[before:]]
-
-
 def add_cells(viewer, **arguments) -> Image:
     return viewer.add_image(cells(), name="cells", **arguments)
+
+
+@pytest.fixture
+def segmented(viewer, dock, qtbot, tmp_path):
+    """Segment with a model as the user does, and return what the dock sees of it."""
+    widget = SegmentWidget(viewer, Library(tmp_path))
+    viewer.window.add_dock_widget(widget, name="segment")
+
+    def run(model):
+        dock.choose_model(model)
+        widget.choose_model(model)
+        with qtbot.waitSignal(widget.finished, timeout=TIMEOUT):
+            widget.start()
+        settle(qtbot, dock)
+        qtbot.waitUntil(lambda: dock.session.seen is not None, timeout=TIMEOUT)
+        settle(qtbot, dock)
+        return dock.session.seen
+
+    return run
 
 
 def look(qtbot, dock) -> bool:
@@ -199,16 +203,9 @@ def test_gates_are_listed_and_shown(viewer, dock, qtbot, tmp_path):
     assert len(named(viewer, "α level")) == 2
 
 
-def test_it_begins_with_the_last_run(viewer, dock, qtbot, tmp_path):
+def test_it_begins_with_the_last_run(viewer, dock, qtbot, segmented):
     source = add_cells(viewer)
-    widget = SegmentWidget(viewer, Library(tmp_path))
-    viewer.window.add_dock_widget(widget, name="segment")
-    dock.choose_model("grey")
-    widget.choose_model("grey")
-    with qtbot.waitSignal(widget.finished, timeout=TIMEOUT):
-        widget.start()
-    qtbot.waitUntil(lambda: dock.session.seen is not None, timeout=TIMEOUT)
-    settle(qtbot, dock)
+    segmented("grey")
     assert "last run" in dock.message.text()
     assert dock.gates.table.rowCount() == 2
     dock.gates.table.selectRow(1)
@@ -289,26 +286,13 @@ def test_what_is_seen_goes_with_its_image(viewer, dock, qtbot):
     assert inspection() is None  # nor is its memory kept
 
 
-def test_a_second_run_is_seen(viewer, dock, qtbot, tmp_path):
+def test_a_second_run_is_seen(viewer, dock, qtbot, segmented):
     source = add_cells(viewer)
-    widget = SegmentWidget(viewer, Library(tmp_path))
-    viewer.window.add_dock_widget(widget, name="segment")
-    dock.choose_model("grey")
-    widget.choose_model("grey")
-
-    def run():
-        with qtbot.waitSignal(widget.finished, timeout=TIMEOUT):
-            widget.start()
-        qtbot.waitUntil(lambda: not widget.running, timeout=TIMEOUT)
-        settle(qtbot, dock)
-        qtbot.waitUntil(lambda: dock.session.seen is not None, timeout=TIMEOUT)
-        return dock.session.seen
-
-    first = run()
+    first = segmented("grey")
     dock.gates.table.selectRow(0)
     # The same image once more, turned upside down under our hands by a script.
     source.data[:] = source.data[::-1].copy()
-    second = run()
+    second = segmented("grey")
     assert second is not first
     assert not np.array_equal(second.maps[0].values, first.maps[0].values)
     assert len(named(viewer, "α level 1")) == 1
@@ -542,8 +526,10 @@ def test_channels_queries_and_the_frame(viewer, dock, qtbot, tmp_path, monkeypat
     blocks.frame.click()
     (frame,) = named(viewer, "sampled frame")
     assert isinstance(frame, Shapes)
-    assert frame.data[0].shape == (4, 2)
-    assert "turned by" in blocks.frame_text.text()
+    (table,) = [t for t in dock.session.seen.tables if t.kind == "transform"]
+    corners = frame_corners(table.values[0], table.regions[0])
+    np.testing.assert_allclose(frame.data[0], corners)  # the part begins at 0
+    assert blocks.frame_text.text() == describe_transform(table.values[0])
     blocks.frame.click()
     assert len(named(viewer, "sampled frame")) == 1
     assert frame not in viewer.layers
@@ -556,19 +542,11 @@ def test_channels_queries_and_the_frame(viewer, dock, qtbot, tmp_path, monkeypat
     assert not blocks.frame.isVisibleTo(blocks)
 
 
-def test_channels_of_the_slice_that_is_shown(viewer, dock, qtbot, tmp_path):
+def test_channels_of_the_slice_that_is_shown(viewer, dock, qtbot, segmented):
     stack = np.stack([cells(), cells()[::-1], cells()])
     source = viewer.add_image(stack, name="stack", axis_labels=("t", "y", "x"))
-    dock.choose_model("cbam")
-    widget = SegmentWidget(viewer, Library(tmp_path))
-    viewer.window.add_dock_widget(widget, name="segment")
-    widget.choose_model("cbam")
     viewer.dims.set_point(0, 0)
-    with qtbot.waitSignal(widget.finished, timeout=TIMEOUT):
-        widget.start()
-    qtbot.waitUntil(lambda: dock.session.seen is not None, timeout=TIMEOUT)
-    settle(qtbot, dock)
-    table = dock.session.seen.tables[0]
+    table = segmented("cbam").tables[0]
     assert table.values.shape[:2] == (3, 1)
     for step in (0, 1, 2):
         viewer.dims.set_point(0, step)

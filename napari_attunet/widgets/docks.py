@@ -1,0 +1,48 @@
+"""What all docks have in common: a viewer, an end, and panels higher than they are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qtpy.QtCore import QEvent, Qt
+from qtpy.QtWidgets import QFrame, QScrollArea, QWidget
+
+if TYPE_CHECKING:
+    import napari.viewer
+
+__all__ = ["DockPart", "scrolling", "unwrapped"]
+
+#: Pixels around each panel.
+MARGIN = 6
+
+
+class DockPart(QWidget):
+    """A dock's widget, or a panel that can be one: it stops when the dock is closed."""
+
+    def close_down(self) -> None:
+        """Stop all work, and let go of the viewer and its layers."""
+        raise NotImplementedError
+
+    def event(self, event: Any) -> bool:
+        """Close down with the dock: napari then takes the parent away."""
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.close_down()
+        return bool(super().event(event))
+
+
+def unwrapped(viewer: Any) -> napari.viewer.Viewer:
+    """Return a viewer itself: widgets and commands get a proxy, which dies first."""
+    return getattr(viewer, "__wrapped__", viewer)
+
+
+def scrolling(panel: QWidget) -> QScrollArea:
+    """Return a panel that is as wide as the dock and may be higher than it."""
+    layout = panel.layout()
+    if layout is not None:
+        layout.setContentsMargins(MARGIN, MARGIN, MARGIN, MARGIN)
+    area = QScrollArea()
+    area.setWidget(panel)
+    area.setWidgetResizable(True)
+    area.setFrameShape(QFrame.Shape.NoFrame)
+    area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+    return area
