@@ -319,6 +319,7 @@ class AttentionWidget(DockPart):
         """Stop the look under way."""
         if self._job is not None:
             self._job.cancel()
+            self.message.setText("Stopping …")
             self._show_state()
 
     def _on_progressed(self, progress: Progress) -> None:
@@ -333,6 +334,9 @@ class AttentionWidget(DockPart):
         self.message.setText(seen.describe())
 
     def _on_ended(self) -> None:
+        if self._job is not None and self._job.cancelled:
+            seen = self.session.seen  # of before, which is still there
+            self.message.setText("Stopped." if seen is None else seen.describe())
         self._job, self._looked_at = None, None
         self._show_state()
         self.finished.emit(self.session.seen is not None)

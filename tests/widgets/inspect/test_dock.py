@@ -264,6 +264,8 @@ def test_cancel_and_removal(viewer, dock, qtbot, monkeypatch):
     assert dock.cancel.isEnabled()
     with qtbot.waitSignal(dock.finished, timeout=TIMEOUT):
         dock.cancel.click()
+        assert dock.message.text() == "Stopping …"
+    assert dock.message.text() == "Stopped."
     assert dock.session.seen is None
     dock.look.click()
     with qtbot.waitSignal(dock.finished, timeout=TIMEOUT):
