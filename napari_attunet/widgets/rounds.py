@@ -29,7 +29,7 @@ from napari_attunet.training.record import (
     unfinished,
 )
 from napari_attunet.training.settings import RoundSettings
-from napari_attunet.widgets.warmup import warm_up
+from napari_attunet.widgets.warmup import load_engine
 
 __all__ = [
     "Open",
@@ -186,7 +186,7 @@ def look_around(
 ) -> Steps[tuple[tuple[str, ...], Open | None]]:
     """Return what devices there are, and the round that is still open, if any."""
     yield Progress(0, 0)
-    warm_up()
+    load_engine()  # there may be no layer yet
     yield Progress(0, 0)
     importlib.import_module("pyqtgraph")  # so that the plot need not
     yield Progress(0, 0)
@@ -213,7 +213,7 @@ def _open_round(training_set: TrainingSet) -> Open | None:
 def accept(folder: Path, name: str, library: Library) -> Steps[Entry]:
     """Make a contender the next version of its model, and clear the round away."""
     yield Progress(0, 0, "Storing the new version")
-    warm_up()
+    load_engine()
     from napari_attunet.training import rounds
 
     entry: Entry = rounds.accept(folder, name, library)

@@ -35,7 +35,7 @@ from napari_attunet.widgets.results import (
     deliver,
     plan,
 )
-from napari_attunet.widgets.warmup import warm_up
+from napari_attunet.widgets.warmup import load_engine
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -348,7 +348,7 @@ class SegmentWidget(DockPart):
 def _describe_device(wanted: str) -> Steps[tuple[tuple[str, ...], str]]:
     """Return the devices there are, and where the wanted one runs, in words."""
     yield Progress(0, 0)
-    warm_up()
+    load_engine()  # there may be no layer yet
     from napari_attunet.devices import available_devices, choose_device
 
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from napari.layers import Labels
 
-__all__ = ["warm_up"]
+__all__ = ["load_engine", "warm_up"]
 
 
 #: napari silences warnings while it makes colours, which two threads cannot do at a
@@ -25,7 +25,19 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def warm_up() -> None:
-    """Import PyTorch, the engine and what napari needs for labels; call it in a thread.
+    """Load the engine and what napari needs for labels; call it in a thread.
+
+    Only where the viewer has a layer already: the first one of all sets up the registry
+    of units, which two threads cannot do at a time; an image that is opened in that
+    moment would be refused.
+    """
+    load_engine()
+    with _ONE_AT_A_TIME, _no_collections():
+        _make_labels()
+
+
+def load_engine() -> None:
+    """Import PyTorch and the engine; call it in a thread.
 
     Importing is mostly Python, which leaves the other threads their turn. Two things
     don't, for hundreds of milliseconds: the dynamic linker, which initialises
@@ -34,17 +46,21 @@ def warm_up() -> None:
     opened first by a foreign call, which holds no lock, and the collector rests.
     """
     with _ONE_AT_A_TIME:
-        _warm_up()
+        _import_engine()
 
 
 @functools.cache
-def _warm_up() -> None:
+def _import_engine() -> None:
     if "torch" not in sys.modules and sys.platform.startswith("linux"):
         _open_libraries()
     with _no_collections():
         importlib.import_module("napari_attunet.segmenter")
-        # The first labels import pandas and make their colours.
-        Labels(np.zeros((1, 1), np.int32))
+
+
+@functools.cache
+def _make_labels() -> None:
+    """Make the first labels: they import pandas and make their colours."""
+    Labels(np.zeros((1, 1), np.int32))
 
 
 def _open_libraries() -> None:

@@ -120,6 +120,20 @@ def test_opening_imports_no_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_asking_for_devices_sets_up_no_units():
+    # napari's registry of units cannot be set up by two threads at a time: an image
+    # that the user opens in that moment was refused.
+    code = (
+        "import sys, pint\n"
+        "from napari_attunet.progress import drain\n"
+        "from napari_attunet.widgets.segment import _describe_device\n"
+        "drain(_describe_device('auto'))\n"
+        "lazy = type(pint.get_application_registry().get()).__name__\n"
+        "sys.exit('torch' not in sys.modules or lazy != 'LazyRegistry')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_an_empty_viewer(viewer, widget, qtbot, told):
     assert widget.source is None
     assert not widget.segment.isEnabled()
