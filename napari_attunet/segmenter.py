@@ -17,7 +17,7 @@ from napari_attunet.devices import Device, choose_device, release_memory, thread
 from napari_attunet.errors import DeviceError
 from napari_attunet.intensity import ChannelChoice
 from napari_attunet.model import Model
-from napari_attunet.networks import AttentionUNet
+from napari_attunet.networks import AttentionUNet, fused
 from napari_attunet.plan import (
     SMALLEST_TILE,
     Prepared,
@@ -141,6 +141,7 @@ class Segmenter:
         self.model = model
         self.device = choose_device(device, threads)
         self.threads = threads
+        self._networks: dict[str, AttentionUNet] = {}
         self._tile = per_axis(tile, network, "tile", least=1)
         self.halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
 
@@ -267,14 +268,16 @@ class Segmenter:
             release_memory(device)
 
     def network_on(self, device: Device) -> AttentionUNet:
-        """Return the network on the device; a copy, unless that is where it is.
+        """Return the network on the device, rewritten for inference; made once.
 
         The model may be in use elsewhere and is never moved.
         """
-        network = self.model.network
-        if next(network.parameters()).device.type != device.name.split(":")[0]:
-            network = copy.deepcopy(network).to(device.name)
-        return network.channels_last()
+        if device.name not in self._networks:
+            network = self.model.network
+            if next(network.parameters()).device.type != device.name.split(":")[0]:
+                network = copy.deepcopy(network).to(device.name)
+            self._networks[device.name] = fused(network)
+        return self._networks[device.name]
 
     def _run(
         self, job: _Job, device: Device, tile: tuple[int, ...]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.inspection import Inspection
 from napari_attunet.model import Model
+from napari_attunet.networks import AttentionUNet
 from napari_attunet.progress import drain
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import (
@@ -194,9 +195,10 @@ def test_a_position_looks_the_same_way_where_the_image_is_turned():
         "features": (4, 8, 16),
     }
     image = make_image(32, 32)
-    plain = Inspection(Segmenter(make_model(**options)), np.rot90(image), axes="YX")
+    upright = make_model(**options)
+    plain = Inspection(Segmenter(upright), np.rot90(image), axes="YX")
     model = turned(make_model(**options, transformer=TransformerSpec()))
-    model.network.load_state_dict(plain._network.state_dict(), strict=False)
+    model.network.load_state_dict(upright.network.state_dict(), strict=False)
     seen = Inspection(Segmenter(model), image, axes="YX")
     (one,) = (m for m in plain.mechanisms if m.kind == "pairwise")
     (other,) = (m for m in seen.mechanisms if m.kind == "pairwise")
@@ -211,7 +213,7 @@ def test_a_part_too_large_for_the_memory_is_told(monkeypatch):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model = make_model()
-    monkeypatch.setattr(model.network, "encode", full)
+    monkeypatch.setattr(AttentionUNet, "encode", full)
     with pytest.raises(DeviceError, match="choose a smaller part"):
         Inspection(Segmenter(model), make_image(40, 52), axes="YX")
 

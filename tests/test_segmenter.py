@@ -434,10 +434,10 @@ def test_out_of_memory_everywhere_is_said(monkeypatch):
 def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
     model = make_model()
 
-    def broken(x):
+    def broken(self, x):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr(model.network, "explain", broken)
+    monkeypatch.setattr(AttentionUNet, "explain", broken)
     with pytest.raises(RuntimeError, match="something else"):
         Segmenter(model).segment(make_image((64, 64)))
 
@@ -445,9 +445,9 @@ def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
 def test_cancel_takes_effect_at_the_next_tile(monkeypatch):
     model = make_model()
     runs = []
-    explain = model.network.explain
+    explain = AttentionUNet.explain
     monkeypatch.setattr(
-        model.network, "explain", lambda x: (runs.append(1), explain(x))[1]
+        AttentionUNet, "explain", lambda self, x: (runs.append(1), explain(self, x))[1]
     )
     steps = Segmenter(model, tile=16).steps(make_image((64, 64)))
     for progress in steps:

@@ -1,6 +1,7 @@
 """Networks: from a `NetworkSpec` to a module that says what it attended to."""
 
 from napari_attunet.networks.blocks import BlockAttention, look
+from napari_attunet.networks.fuse import fused
 from napari_attunet.networks.gates import Gate, Gated
 from napari_attunet.networks.transformer import SpatialTransformer
 from napari_attunet.networks.unet import (
@@ -19,5 +20,6 @@ __all__ = [
     "Gate",
     "Gated",
     "SpatialTransformer",
+    "fused",
     "look",
 ]

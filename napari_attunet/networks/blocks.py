@@ -133,13 +133,17 @@ class ConvBlock(nn.Module):
                     norm(ndim, norm_kind, out_channels),
                 )
 
+    @property
+    def chain(self) -> tuple[str, ...]:
+        """Names of the modules that are applied one after another, from the first."""
+        last = ("activation",) if self.shortcut is None else ()
+        return (*self._layers, *last)
+
     def forward(self, x: Tensor) -> Attended:
         """Compute features, (N, C, *spatial), and weigh them."""
         entered = x
-        for name in self._layers:
+        for name in self.chain:
             x = self.get_submodule(name)(x)
-        if self.shortcut is None:
-            x = self.activation(x)
         coefficients: tuple[Tensor, ...] = ()
         for attention in self.attention:
             x, found = attention(x)

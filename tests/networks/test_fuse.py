@@ -1,0 +1,165 @@
+"""The rewritten network against the one that it was made of."""
+
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from napari_attunet.networks import fuse, fused
+from napari_attunet.networks.fuse import repeated_kernel
+from napari_attunet.spec import GateSpec, NetworkSpec
+
+THREE_LEVELS = NetworkSpec(features=(16, 20, 24), in_channels=2, out_channels=3)
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(
+        (found.logits, *found.attention),
+        (expected.logits, *expected.attention),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+    assert found.auxiliary == ()
+
+
+def an_image(spec, cells=3):
+    return torch.randn(2, spec.in_channels, *(cells * d for d in spec.divisor))
+
+
+def test_every_network_stays_the_same(spec, randomised, caplog):
+    network = randomised(spec)
+    x = an_image(spec)
+    with torch.inference_mode():
+        expected = network.explain(x)
+        assert_same(fused(network).explain(x), expected)
+    assert not caplog.records  # no operation was turned down
+
+
+@given(
+    repeats=st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    seed=st.integers(0, 99),
+)
+def test_no_pixel_need_be_repeated(repeats, seed):
+    torch.manual_seed(seed)
+    ndim = len(repeats)
+    x = torch.randn(2, 3, *torch.randint(1, 6, (ndim,)), dtype=torch.float64)
+    weight = torch.randn(4, 3, *(3,) * ndim, dtype=torch.float64)
+    larger = nn.Upsample(scale_factor=tuple(map(float, repeats)))(x)
+    convolve = F.conv2d if ndim == 2 else F.conv3d
+    transposed = F.conv_transpose2d if ndim == 2 else F.conv_transpose3d
+    kernel = repeated_kernel(weight, repeats)
+    torch.testing.assert_close(
+        transposed(x, kernel, stride=tuple(repeats), padding=1),
+        convolve(larger, weight, padding=1),
+    )
+
+
+def kinds_in(network):
+    return {type(module).__name__ for module in network.modules()}
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_what_is_saved(randomised, ndim):
+    spec = NetworkSpec(ndim=ndim, features=(4, 6))
+    kinds = kinds_in(fused(randomised(spec)))
+    assert {"_Matrix", "_Repeated", "_OneDNN"} <= kinds
+    wasted = {"BatchNorm2d", "BatchNorm3d", "Upsample", "Conv2d", "Conv3d"}
+    assert not kinds & wasted
+
+
+def test_the_network_is_left_as_it_was(randomised):
+    network = randomised(THREE_LEVELS)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    kinds = kinds_in(network)
+    fused(network)
+    assert kinds_in(network) == kinds
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+        assert tensor.stride() == before[name].stride()
+    assert all(p.requires_grad for p in network.parameters())
+
+
+def test_random_numbers_of_others_go_on(randomised):
+    network = randomised(THREE_LEVELS)
+    state = torch.get_rng_state()
+    fused(network)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_training_is_not_for_it(randomised):
+    with pytest.raises(ValueError, match="evaluation"):
+        fused(randomised(THREE_LEVELS).train())
+
+
+def wrong(weight, repeats):
+    return repeated_kernel(weight, repeats) * 1.01
+
+
+def no_number(weight, repeats):
+    return repeated_kernel(weight, repeats) * torch.nan
+
+
+def refused(weight, repeats):
+    raise RuntimeError("could not create a primitive")
+
+
+def misshaped(weight, repeats):
+    return repeated_kernel(weight, repeats)[:, :1]
+
+
+@pytest.mark.parametrize("fault", [wrong, no_number, refused, misshaped])
+def test_an_operation_that_fails_is_not_used(randomised, monkeypatch, caplog, fault):
+    network = randomised(THREE_LEVELS)
+    monkeypatch.setattr(fuse, "repeated_kernel", fault)
+    x = an_image(THREE_LEVELS)
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        faster = fused(network)
+        assert_same(faster.explain(x), network.explain(x))
+    assert len(caplog.records) == 2  # once for each step up
+    assert "_Repeated is not used for Upsample + Conv2d" in caplog.text
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in faster.modules())
+
+
+def test_without_onednn(randomised, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    network = randomised(THREE_LEVELS)
+    x = an_image(THREE_LEVELS)
+    with torch.inference_mode():
+        faster = fused(network)
+        assert_same(faster.explain(x), network.explain(x))
+    assert "_OneDNN" not in kinds_in(faster)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in faster.modules())
+
+
+def test_everything_may_fail(randomised, monkeypatch, caplog):
+    monkeypatch.setattr(fuse, "_disagreement", lambda operation, chain: 1.0)
+    network = randomised(THREE_LEVELS)
+    faster = fused(network)
+    x = an_image(THREE_LEVELS)
+    with torch.inference_mode():
+        assert_same(faster.explain(x), network.explain(x))
+    assert kinds_in(faster) == kinds_in(network)
+    assert "differs by 1.0e+00" in caplog.text
+
+
+def test_edits_reach_the_rewritten_gates(randomised):
+    network = randomised(THREE_LEVELS)
+    x = an_image(THREE_LEVELS)
+    with torch.inference_mode():
+        for edits in ({0: 1.0}, {1: 0.0}, {0: 0.3, 1: 0.6}):
+            assert_same(fused(network).explain(x, edits), network.explain(x, edits))
+
+
+def test_statistics_that_hardly_vary(randomised):
+    # channels that are dead in training have a variance of nothing
+    network = randomised(NetworkSpec(features=(4, 6), gate=GateSpec()))
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var"):
+            tensor[0] = 0
+    x = an_image(network.spec)
+    with torch.inference_mode():
+        assert_same(fused(network).explain(x), network.explain(x))
