@@ -279,18 +279,16 @@ class AttentionUNet(nn.Module):
         auxiliary: list[Tensor] = []
         for level in reversed(range(self.spec.levels - 1)):
             # popped, so that in inference a skip's memory is free once it is used
-            skip, up = skips.pop(), self.ups[level](x)
-            if gate is not None:
-                skip, alpha = self._gated(
-                    level,
-                    skip,
-                    up if gate.signal == "fine" else x if deep is None else deep,
-                    edits.get(level),
-                    matrix,
-                )
+            signal, skip, up = x, skips.pop(), self.ups[level](x)
+            if gate is None:
+                x = torch.cat((skip, up), dim=1)
+            else:
+                if gate.signal != "coarse":
+                    signal = up if deep is None else deep
+                edit = edits.get(level)
+                x, alpha = self._joined(level, skip, up, signal, edit, matrix)
                 of_gates.append(alpha)
-            x = torch.cat((skip, up), dim=1)
-            del skip, up
+            del signal, skip, up
             x, found = self.decoder[level](x)
             of_blocks.append(found)
             if self.training and self.spec.deep_supervision and level:
@@ -310,15 +308,16 @@ class AttentionUNet(nn.Module):
             )
         return Explained(logits, attention, tuple(reversed(auxiliary)))
 
-    def _gated(
+    def _joined(
         self,
         level: int,
         skip: Tensor,
+        up: Tensor,
         signal: Tensor,
         edit: Tensor | float | None,
         matrix: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return what a gate lets through, and α; with an edit, with that."""
+        """Return what a gate lets through joined with what comes from below, and α."""
         gate: Gate = self.gates[level]  # type: ignore[assignment]
         alpha = gate.coefficients(skip, signal)
         if edit is not None:
@@ -331,7 +330,7 @@ class AttentionUNet(nn.Module):
                 share = sample(told.to(alpha.dtype), matrix)
                 drawn = sample(torch.where(told, wanted, 0), matrix)
                 alpha = alpha * (1 - share) + drawn
-        return gate.passed(skip, alpha), alpha
+        return torch.cat((gate.passed(skip, alpha), up), dim=1), alpha
 
     @staticmethod
     def in_frame(place: Tensor, matrix: Tensor | None) -> Tensor:

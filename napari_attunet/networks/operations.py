@@ -1,0 +1,259 @@
+"""What a chain of modules can become in inference, the fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from napari_attunet.networks.winograd import winograd_convolution, winograd_weight
+
+__all__ = [
+    "CONVOLUTIONS",
+    "LAYOUTS",
+    "Chain",
+    "Operation",
+    "is_plain",
+    "repeated_kernel",
+]
+
+CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
+
+#: Channels last in memory, by spatial dimensions.
+LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+#: Channels on either side from which Winograd's algorithm is faster, on a CPU with
+#: AVX-512: 1.5 times with so many, 2.2 with twice as many, 1.0 with half. Its weights
+#: take four times the memory.
+MANY = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Modules that follow one another and can become one operation.
+
+    Attributes
+    ----------
+    names : tuple of str
+        In their parent.
+    modules : tuple of Module
+    convolution : Module
+        What they amount to, but for what comes before and after.
+    repeats : tuple of int, optional
+        How often pixels are repeated along each axis before.
+    relu : bool
+        Whether a ReLU comes after.
+    """
+
+    names: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    convolution: nn.Module
+    repeats: tuple[int, ...] | None
+    relu: bool
+
+    @property
+    def label(self) -> str:
+        """What is replaced, in words."""
+        return " + ".join(type(m).__name__ for m in self.modules)
+
+
+def is_plain(module: nn.Module, *, kernel: int) -> bool:
+    """Return whether it is a convolution of that size, without any finesse."""
+    return (
+        isinstance(module, CONVOLUTIONS)
+        and set(module.kernel_size) == {kernel}
+        and set(module.stride) == set(module.dilation) == {1}
+        and set(module.padding) == {kernel // 2}
+        and (module.groups, module.padding_mode) == (1, "zeros")
+    )
+
+
+class Operation(nn.Module):
+    """What can take a chain's place; defining one adds it, the fastest ones first."""
+
+    kinds: ClassVar[list[type[Operation]]] = []
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.kinds.append(cls)
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self._relu = chain.relu
+
+    @classmethod
+    def suits(cls, chain: Chain) -> bool:
+        """Return whether the chain is of the right form for it."""
+        raise NotImplementedError
+
+    def _hold(self, weight: Tensor, bias: Tensor | None) -> None:
+        if weight.ndim in (4, 5):
+            layout = LAYOUTS[weight.ndim - 2]
+            weight = weight.contiguous(memory_format=layout)
+        self.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        self.bias: nn.Parameter | None = None
+        if bias is not None:
+            self.bias = nn.Parameter(bias.detach(), requires_grad=False)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        return x.relu_() if self._relu else x
+
+
+class Matrix(Operation):
+    """A 1x1 convolution as a product of all pixels with one matrix."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(chain)
+        convolution = chain.convolution
+        weight = convolution.get_parameter("weight").flatten(1).contiguous()
+        self._hold(weight, convolution.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def suits(cls, chain: Chain) -> bool:
+        """Return whether that is what it is; products have no ReLU of their own."""
+        plain = is_plain(chain.convolution, kernel=1)
+        return plain and chain.repeats is None and not chain.relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix the channels of x, (N, C, *spatial)."""
+        return F.linear(x.movedim(1, -1), self.weight, self.bias).movedim(-1, 1)
+
+
+class Repeated(Operation):
+    """Repeated pixels under a 3x3 convolution, as one transposed convolution."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(chain)
+        convolution = chain.convolution
+        self._stride = chain.repeats or ()
+        weight = repeated_kernel(convolution.get_parameter("weight"), self._stride)
+        self._hold(weight, convolution.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def suits(cls, chain: Chain) -> bool:
+        """Return whether pixels are repeated before a 3x3 convolution."""
+        return chain.repeats is not None and is_plain(chain.convolution, kernel=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge and convolve x, (N, C, *spatial)."""
+        transposed = F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d
+        y = transposed(x, self.weight, self.bias, self._stride, padding=1)
+        return self._activated(y)
+
+
+def repeated_kernel(weight: Tensor, repeats: Sequence[int]) -> Tensor:
+    """Return the kernel of the transposed convolution that needs no repeated pixels.
+
+    A pixel repeated s times meets, in the output pixel that lies j - 1 beyond its
+    first copy, those taps of the 3x3 kernel that fall on any of its copies::
+
+        copies of the pixel      0   1            s = 2
+        output at j = 0  w0 w1  w2                K0 = w2
+        output at j = 1      w0 w1  w2            K1 = w1 + w2
+        output at j = 2         w0  w1 w2         K2 = w0 + w1
+        output at j = 3             w0 w1 w2      K3 = w0
+
+    Parameters
+    ----------
+    weight : Tensor, (out, in, 3, 3) or (out, in, 3, 3, 3)
+    repeats : sequence of int
+        s, along each spatial axis.
+
+    Returns
+    -------
+    Tensor, (in, out, *(s + 2))
+        For a stride of s and a padding of 1.
+    """
+    for axis, count in enumerate(repeats, start=2):
+        taps = weight.unbind(axis)
+        sums = []
+        for j in range(count + 2):
+            first, last = max(0, 2 - j), min(2, count + 1 - j)
+            sums.append(torch.stack(taps[first : last + 1]).sum(0))
+        weight = torch.stack(sums, axis)
+    return weight.transpose(0, 1)
+
+
+class Winograd(Operation):
+    """A 3x3 convolution of many channels, in fewer multiplications (on the CPU)."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(chain)
+        convolution = chain.convolution
+        weight = winograd_weight(convolution.get_parameter("weight"))
+        self._hold(weight, convolution.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def suits(cls, chain: Chain) -> bool:
+        """Return whether that is what it is."""
+        weight = chain.convolution.get_parameter("weight")
+        return (
+            chain.repeats is None
+            and is_plain(chain.convolution, kernel=3)
+            and weight.ndim == 4
+            and min(weight.shape[:2]) >= MANY
+            and weight.device.type == "cpu"
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x, (N, C, H, W)."""
+        return self._activated(winograd_convolution(x, self.weight, self.bias))
+
+
+class OneDNN(Operation):
+    """A convolution that applies its ReLU itself (oneDNN, on the CPU)."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(chain)
+        convolution = chain.convolution
+        self._padding: list[int] = list(convolution.padding)  # type: ignore[arg-type]
+        self._stride: list[int] = list(convolution.stride)  # type: ignore[arg-type]
+        self._hold(convolution.get_parameter("weight"), convolution.bias)  # type: ignore[arg-type]
+
+    @classmethod
+    def suits(cls, chain: Chain) -> bool:
+        """Return whether it is one plain convolution on the CPU."""
+        convolution = chain.convolution
+        return (
+            chain.repeats is None
+            and isinstance(convolution, CONVOLUTIONS)
+            and (convolution.groups, set(convolution.dilation)) == (1, {1})
+            and convolution.padding_mode == "zeros"
+            and not isinstance(convolution.padding, str)
+            and convolution.weight.device.type == "cpu"
+            and torch.backends.mkldnn.is_available()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x, (N, C, *spatial)."""
+        # What PyTorch's own compiler calls: no public name has it.
+        convolve = torch.ops.mkldnn._convolution_pointwise
+        ones = [1] * (x.ndim - 2)
+        kind = "relu" if self._relu else "none"
+        y: Tensor = convolve(
+            *(x, self.weight, self.bias, self._padding, self._stride, ones, 1),
+            *(kind, [], ""),
+        )
+        return y
+
+
+class Folded(Operation):
+    """What is left of a chain once its normalisation is in the weights."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__(chain)
+        self.repeat = chain.modules[0] if chain.repeats else nn.Identity()
+        self.convolution = chain.convolution.requires_grad_(False)
+
+    @classmethod
+    def suits(cls, chain: Chain) -> bool:
+        """Return whether that saves anything."""
+        return len(chain.modules) > 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve x, (N, C, *spatial)."""
+        return self._activated(self.convolution(self.repeat(x)))
