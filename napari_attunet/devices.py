@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from napari_attunet.errors import DeviceError
+from napari_attunet.memory import available, give_back, prefer_huge_pages
 
 __all__ = [
     "Device",
     "available_devices",
     "choose_device",
     "default_threads",
+    "free_memory",
     "has_bfloat16",
     "release_memory",
     "threads",
 ]
+
+prefer_huge_pages()
 
 #: Overrides the number of threads wherever none is asked for.
 THREADS_VARIABLE = "NAPARI_ATTUNET_THREADS"
@@ -148,17 +150,21 @@ def has_bfloat16(device: str) -> bool:
     return False
 
 
+def free_memory(device: Device) -> int:
+    """Return how many bytes a device can still give."""
+    if device.name.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device.name)[0])
+    return available()  # Apple's GPUs share the memory
+
+
 def release_memory(device: Device) -> None:
     """Give memory that is free, but kept for later, back to the device or system."""
     if device.name.startswith("cuda"):
         torch.cuda.empty_cache()
     elif device.name.startswith("mps"):
         torch.mps.empty_cache()
-    elif sys.platform.startswith("linux"):
-        # glibc keeps freed tensors of up to 32 MB, in fragments that the next larger
-        # one doesn't fit into: a third of a gigabyte after a few tiles.
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
+    else:
+        give_back()
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 __all__ = [
     "Prepared",
     "Window",
+    "activation_bytes",
     "choose_labeller",
     "default_halo",
     "default_tile",
@@ -36,9 +37,12 @@ __all__ = [
 #: What normalisation is measured on.
 SAMPLE_VALUES = 4_000_000
 
-#: What a tile's activations may take. Above it larger tiles hardly save work any
-#: more, and below it the halo costs more than the image.
+#: What a tile's activations may take wherever there is so much memory.
 ACTIVATION_BYTES = 512 * 2**20
+
+#: What is read of a tile, in halos, by spatial dimensions: above it larger tiles save
+#: little work any more; below it the halo soon costs more than the image.
+WIDE = {2: 10, 3: 6}
 
 #: Tensors of the finest level that are alive at the same time, in inference.
 LIVE_TENSORS = 6
@@ -129,20 +133,46 @@ def default_halo(network: NetworkSpec) -> tuple[int, ...]:
     )
 
 
+def activation_bytes(network: NetworkSpec, halo: Sequence[int], free: int) -> int:
+    """Return what a tile's activations may take.
+
+    Wide networks get more than `ACTIVATION_BYTES`, up to a quarter of what is free,
+    for their tiles would else be mostly halo. What is free is rounded down to a power
+    of two, so that the same machine takes the same tiles most of the time.
+
+    Parameters
+    ----------
+    network : NetworkSpec
+    halo : sequence of int
+        Around each tile, in pixels of each spatial axis.
+    free : int
+        Bytes of memory.
+    """
+    free = 1 << max(0, int(free).bit_length() - 1)
+    wide = _bytes_of([WIDE[network.ndim] * h for h in halo], network)
+    return min(free // 2, max(ACTIVATION_BYTES, min(wide, free // 4)))
+
+
+def _bytes_of(shape: Sequence[int], network: NetworkSpec) -> int:
+    """Return what the activations of so many pixels take."""
+    return 4 * LIVE_TENSORS * network.features[0] * math.prod(shape)
+
+
 def default_tile(
-    network: NetworkSpec, shape: Sequence[int], halo: Sequence[int]
+    network: NetworkSpec, shape: Sequence[int], halo: Sequence[int], room: int
 ) -> tuple[int, ...]:
-    """Return the largest tile that fits into `ACTIVATION_BYTES`, evenly cut.
+    """Return the largest tile whose activations find room, evenly cut.
 
     Parameters
     ----------
     network : NetworkSpec
     shape, halo : sequence of int
         Of the image and around each tile, in pixels of each spatial axis.
+    room : int
+        Bytes, as of `activation_bytes`.
     """
-    pixels = ACTIVATION_BYTES / (4 * LIVE_TENSORS * network.features[0])
     padded = [-(-n // d) * d for n, d in zip(shape, network.divisor, strict=True)]
-    if math.prod(padded) <= pixels:
+    if _bytes_of(padded, network) <= room:
         return tuple(padded)
     # The longest axes are cut first, until what is read around a tile fits.
     parts = [1] * network.ndim
@@ -152,7 +182,7 @@ def default_tile(
             for n, p, d in zip(padded, parts, network.divisor, strict=True)
         ]
         read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
-        if math.prod(read) <= pixels:
+        if _bytes_of(read, network) <= room:
             return tuple(tile)
         can = [
             t if t > max(SMALLEST_TILE, d) else 0

@@ -13,7 +13,13 @@ import torch
 from napari_attunet.architecture import Mechanism
 from napari_attunet.axes import ImageView
 from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas, Labeller
-from napari_attunet.devices import Device, choose_device, release_memory, threads
+from napari_attunet.devices import (
+    Device,
+    choose_device,
+    free_memory,
+    release_memory,
+    threads,
+)
 from napari_attunet.errors import DeviceError
 from napari_attunet.intensity import ChannelChoice
 from napari_attunet.model import Model
@@ -21,6 +27,7 @@ from napari_attunet.networks import AttentionUNet, fused
 from napari_attunet.plan import (
     SMALLEST_TILE,
     Prepared,
+    activation_bytes,
     choose_labeller,
     default_halo,
     default_tile,
@@ -228,9 +235,7 @@ class Segmenter:
         """Run the job; out of memory, halve the tile; at last, take the CPU."""
         device = self.device
         network = self.model.spec.network
-        tile = self._tile or default_tile(
-            network, job.prepared.view.spatial_shape, self.halo
-        )
+        tile = self._tile_on(device, job)
         smallest = tuple(max(SMALLEST_TILE, d) for d in network.divisor)
         fallbacks: list[str] = []
         try:
@@ -255,8 +260,7 @@ class Segmenter:
                         choose_device("cpu", self.threads),
                         reason="The GPU ran out of memory.",
                     )
-                    shape = job.prepared.view.spatial_shape
-                    tile = self._tile or default_tile(network, shape, self.halo)
+                    tile = self._tile_on(device, job)
                     fallbacks.append("The GPU ran out of memory: went on with the CPU.")
                 else:
                     raise DeviceError(
@@ -266,6 +270,14 @@ class Segmenter:
                 yield Progress(0, 1, fallbacks[-1])
         finally:
             release_memory(device)
+
+    def _tile_on(self, device: Device, job: _Job) -> tuple[int, ...]:
+        """Return the size of tiles to begin with."""
+        if self._tile:
+            return self._tile
+        network = self.model.spec.network
+        room = activation_bytes(network, self.halo, free_memory(device))
+        return default_tile(network, job.prepared.view.spatial_shape, self.halo, room)
 
     def network_on(self, device: Device) -> AttentionUNet:
         """Return the network on the device, rewritten for inference; made once.

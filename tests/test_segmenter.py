@@ -15,7 +15,7 @@ from napari_attunet.canvas import in_pixels
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
-from napari_attunet.plan import default_halo, default_tile
+from napari_attunet.plan import activation_bytes, default_halo, default_tile
 from napari_attunet.segmenter import Segmenter, segment
 from napari_attunet.spec import (
     AttentionSpec,
@@ -480,14 +480,33 @@ def test_the_model_is_left_as_it_was():
 def test_default_tiles_are_even_and_bounded():
     network = NetworkSpec(features=(16, 32, 64, 128, 256))
     halo = default_halo(network)
-    assert default_tile(network, (300, 500), halo) == (304, 512)
-    tile = default_tile(network, (4100, 4100), halo)
+    room = 512 * 2**20
+    assert default_tile(network, (300, 500), halo, room) == (304, 512)
+    tile = default_tile(network, (4100, 4100), halo, room)
     assert all(t % 16 == 0 for t in tile)
     read = [t + 2 * h for t, h in zip(tile, halo, strict=True)]
-    live = 4 * plan.LIVE_TENSORS * 16 * read[0] * read[1]
-    assert live <= plan.ACTIVATION_BYTES
+    assert 4 * plan.LIVE_TENSORS * 16 * read[0] * read[1] <= room
     parts = [-(-4100 // t) for t in tile]
     assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("free", [0, 2**20, 2**29, 2**31, 2**33, 2**36])
+def test_tiles_follow_the_memory_there_is(ndim, free):
+    slim = NetworkSpec(ndim=ndim, features=(4, 8, 16, 32, 64))
+    wide = NetworkSpec(ndim=ndim, features=(64, 128, 256, 512, 1024))
+    for network in (slim, wide):
+        room = activation_bytes(network, default_halo(network), free)
+        assert room <= free / 2
+        assert room >= min(plan.ACTIVATION_BYTES, free / 4)
+        # not another tile each time another program takes or gives a little
+        assert room == activation_bytes(network, default_halo(network), int(free * 1.4))
+    plenty = activation_bytes(wide, default_halo(wide), 2**36)
+    assert plenty > plan.ACTIVATION_BYTES
+    large = (5000,) * 2 if ndim == 2 else (500,) * 3
+    halo = default_halo(wide)
+    tile = default_tile(wide, large, halo, plenty)
+    assert min(tile) > 2 * max(halo)  # else most of the work is halo
 
 
 def test_default_halo_is_whole_in_2d_and_bounded_in_3d():

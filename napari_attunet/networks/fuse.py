@@ -88,24 +88,25 @@ class _FusedUNet(AttentionUNet):
         self._joints = nn.ModuleDict()
         for level, gate in enumerate(self.gates):
             if isinstance(gate, AdditiveGate) and _Joint.suits(self.spec):
-                inputs = [_random(w[0]) for w in (gate.w_x, gate.w_g)]
-                joint = _tried(_Joint, gate, _Joint.apart(gate), inputs)
+                parts = [_random(w[0]) for w in (gate.w_x, gate.w_g)]
+                joint = _tried(_Joint, gate, _Joint.apart(gate), parts)
                 if joint is not None:
                     self._joints[str(level)] = joint
 
     def _joined(
         self,
         level: int,
-        skip: Tensor,
-        up: Tensor,
-        signal: Tensor,
+        skips: list[Tensor],
+        x: Tensor,
+        deep: Tensor | None,
         edit: Tensor | float | None,
         matrix: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        if edit is None and str(level) in self._joints:
-            joined: tuple[Tensor, Tensor] = self._joints[str(level)](skip, up)
-            return joined
-        return super()._joined(level, skip, up, signal, edit, matrix)
+        if edit is not None or str(level) not in self._joints:
+            return super()._joined(level, skips, x, deep, edit, matrix)
+        parts = [skips.pop(), self.ups[level](x)]
+        joined: tuple[Tensor, Tensor] = self._joints[str(level)](parts)
+        return joined
 
 
 class _Joint(nn.Module):
@@ -131,20 +132,28 @@ class _Joint(nn.Module):
         )
 
     @staticmethod
-    def apart(gate: AdditiveGate) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def apart(gate: AdditiveGate) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
         """Return what does the same by way of the gate itself."""
 
-        def joined(skip: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        def joined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+            skip, up = parts
             passed, alpha = gate(skip, up)
             return torch.cat((passed, up), dim=1), alpha
 
         return joined
 
-    def forward(self, skip: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x·α joined with what comes from below, and α."""
-        both = torch.cat((skip, up), dim=1)
+    def forward(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return x·α joined with what comes from below, and α.
+
+        Parameters
+        ----------
+        parts : list of Tensor
+            x, and what comes from below; taken away, which frees their memory.
+        """
+        both, channels = torch.cat(parts, dim=1), parts[0].shape[1]
+        parts.clear()
         alpha = self.psi(self.project(both)).sigmoid()
-        both[:, : skip.shape[1]] *= alpha
+        both[:, :channels] *= alpha
         return both, alpha
 
 
@@ -206,7 +215,7 @@ def _replace(parent: nn.Module, chain: Chain) -> None:
 
     for kind in Operation.kinds:
         if kind.suits(chain):
-            operation = _tried(kind, chain, apart, [_random(chain.convolution)])
+            operation = _tried(kind, chain, apart, _random(chain.convolution))
             if operation is not None:
                 first, *others = chain.names
                 parent.register_module(first, operation)
@@ -228,14 +237,15 @@ def _random(convolution: nn.Module) -> Tensor:
 def _tried(
     kind: Callable[[Any], nn.Module],
     what: Any,
-    apart: Callable[..., Tensor | tuple[Tensor, ...]],
-    inputs: Sequence[Tensor],
+    apart: Callable[[Any], Tensor | tuple[Tensor, ...]],
+    x: Tensor | list[Tensor],
 ) -> nn.Module | None:
     """Return what a kind of module makes of something, if it then does the same."""
     try:
         made = kind(what)
         with torch.inference_mode():
-            error = _disagreement(made(*inputs), apart(*inputs))
+            expected = apart(x)  # first: x may be used up
+            error = _disagreement(made(x), expected)
     except (AttributeError, NotImplementedError, RuntimeError) as failure:
         reason = str(failure).partition("\n")[0]
     else:

@@ -278,17 +278,12 @@ class AttentionUNet(nn.Module):
         of_blocks: list[tuple[Tensor, ...]] = []
         auxiliary: list[Tensor] = []
         for level in reversed(range(self.spec.levels - 1)):
-            # popped, so that in inference a skip's memory is free once it is used
-            signal, skip, up = x, skips.pop(), self.ups[level](x)
             if gate is None:
-                x = torch.cat((skip, up), dim=1)
+                x = torch.cat((skips.pop(), self.ups[level](x)), dim=1)
             else:
-                if gate.signal != "coarse":
-                    signal = up if deep is None else deep
                 edit = edits.get(level)
-                x, alpha = self._joined(level, skip, up, signal, edit, matrix)
+                x, alpha = self._joined(level, skips, x, deep, edit, matrix)
                 of_gates.append(alpha)
-            del signal, skip, up
             x, found = self.decoder[level](x)
             of_blocks.append(found)
             if self.training and self.spec.deep_supervision and level:
@@ -311,13 +306,30 @@ class AttentionUNet(nn.Module):
     def _joined(
         self,
         level: int,
-        skip: Tensor,
-        up: Tensor,
-        signal: Tensor,
+        skips: list[Tensor],
+        x: Tensor,
+        deep: Tensor | None,
         edit: Tensor | float | None,
         matrix: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Return what a gate lets through joined with what comes from below, and α."""
+        """Return what a gate lets through joined with what comes from below, and α.
+
+        Parameters
+        ----------
+        level : int
+        skips : list of Tensor
+            The last one is taken away, so that its memory is free once it is used.
+        x : Tensor
+            From the level below.
+        deep : Tensor, optional
+            The signal, where it comes from the bottleneck.
+        edit, matrix : optional
+            As of `decode` and `Encoded`.
+        """
+        skip, up = skips.pop(), self.ups[level](x)
+        signal = x if deep is None else deep
+        if self.spec.gate is not None and self.spec.gate.signal == "fine":
+            signal = up
         gate: Gate = self.gates[level]  # type: ignore[assignment]
         alpha = gate.coefficients(skip, signal)
         if edit is not None:

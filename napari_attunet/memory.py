@@ -1,0 +1,43 @@
+"""Memory of this process: how much can be had, and what becomes of what is freed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+
+import psutil
+
+__all__ = ["available", "give_back", "prefer_huge_pages"]
+
+#: Where Linux says what a container may use, and does.
+LIMIT, USED = (
+    Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory.current")
+)
+
+
+def available() -> int:
+    """Return how many bytes can be had without swapping, in a container its own."""
+    free = int(psutil.virtual_memory().available)
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
+        free = min(free, int(LIMIT.read_text()) - int(USED.read_text()))
+    return max(0, free)
+
+
+def prefer_huge_pages() -> None:
+    """Let PyTorch take large tensors in pages of 2 MB (on Linux).
+
+    They come and go with each layer of a network, and the system clears each page
+    before it hands it out: a quarter of the time of a small network. It takes effect
+    before the first tensor; what the environment already says, stands.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+
+def give_back() -> None:
+    """Give memory that is free, but kept for later, back to the system."""
+    # glibc keeps freed tensors of up to 32 MB, in fragments that the next larger one
+    # doesn't fit into: a third of a gigabyte after a few tiles.
+    with contextlib.suppress(AttributeError, TypeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
