@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from skimage.color import rgb2hed
 
 from napari_attunet.errors import DataError
 from napari_attunet.spec import Normalization
@@ -211,6 +210,8 @@ class Stains:
 
     def __call__(self, pixels: NDArray[Any], /) -> NDArray[Any]:
         """Separate the stains; see `ChannelMixer`."""
+        from skimage.color import rgb2hed  # takes longer than a dock to open
+
         values = _as_float(pixels[:3])
         values = np.clip(values / values.dtype.type(self.full), 0, 1).astype(np.float32)
         # rgb2hed takes pictures with at least one pixel.

@@ -17,8 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
-from skimage.morphology import reconstruction
-from skimage.segmentation import find_boundaries, watershed
 
 from napari_attunet.errors import DataError
 
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from napari_attunet.spec import ObjectSettings
 
 __all__ = ["class_labels", "object_labels", "object_targets"]
+
+# skimage is imported where it is used: its parts take longer than a dock to open.
 
 BACKGROUND, INTERIOR, BOUNDARY = 0, 1, 2
 
@@ -157,6 +157,8 @@ def object_targets(
     DataError
         If the labels are no whole numbers.
     """
+    from skimage.segmentation import find_boundaries
+
     if labels.dtype.kind not in "biu":
         raise DataError(
             f"Labels must be whole numbers, one for each object, but these are "
@@ -200,6 +202,9 @@ def _part_necks(seeds: Labels, depth: float) -> None:
     algorithms to the segmentation of clustered nuclei",
     https://doi.org/10.1002/(SICI)1097-0320(19970801)28:4%3C289::AID-CYTO3%3E3.0.CO;2-7
     """
+    from skimage.morphology import reconstruction
+    from skimage.segmentation import watershed
+
     distance = _edge_distance(seeds)
     height = np.zeros(int(seeds.max(initial=0)) + 1, np.float32)
     np.maximum.at(height, seeds, distance)
@@ -257,6 +262,8 @@ def _split(
     regions: Labels, seeds: Labels, interior: npt.NDArray[np.floating[Any]]
 ) -> None:
     """Divide, in place, every region that holds more than one seed."""
+    from skimage.segmentation import watershed
+
     seeded = seeds > 0
     last_seed = int(seeds.max())
     lowest, highest = _extrema(seeds[seeded], regions[seeded], last_seed)

@@ -15,11 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as imageio
 import numpy as np
 import numpy.typing as npt
 import tifffile
-import zarr
 
 from napari_attunet.axes import AXES
 from napari_attunet.errors import AttUnetError, DataError
@@ -143,6 +141,8 @@ def read_labels(
 
 
 def _read_picture(path: Path) -> ImageFile:
+    import imageio.v3 as imageio  # as slow to import as zarr is
+
     # One plugin by name: in search of one, imageio leaves damaged files open.
     with imageio.imopen(path, "r", plugin="pillow") as file:
         pixels = file.read(index=0)
@@ -170,6 +170,8 @@ def _read_tiff(path: Path) -> ImageFile:
     if data is None and contiguous:
         data = tifffile.memmap(path, mode="r", series=0)
     elif data is None:
+        import zarr
+
         store = tifffile.imread(path, aszarr=True, series=0, level=0)
         data = zarr.open_array(store, mode="r")
         weakref.finalize(data, store.close)  # the file stays open as long as it is used
@@ -246,6 +248,8 @@ def _first(value: Any) -> dict[str, Any]:
 
 
 def _read_zarr(path: Path) -> ImageFile:
+    import zarr
+
     node = zarr.open(path, mode="r")
     if isinstance(node, zarr.Array):
         return ImageFile(data=node)

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import imageio.v3 as imageio
-import numcodecs  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 import tifffile
-import zarr
 
 from napari_attunet.atomic import replacing
 from napari_attunet.axes import AXES
@@ -310,6 +307,8 @@ def _write_png(
             f"PNG holds one 2D image, these labels are {axes} of shape {array.shape}; "
             "choose TIFF or OME-Zarr."
         )
+    import imageio.v3 as imageio  # as slow to import as zarr is
+
     metres = UNITS[grid.unit][0] if grid.unit in UNITS else 0.0
     options: dict[str, Any] = {}
     if metres and {"X", "Y"} <= set(grid.size):
@@ -359,6 +358,9 @@ def _write_tiff(
 def _write_zarr(
     path: Path, array: npt.NDArray[Any], axes: str, grid: _Grid, extra: dict[str, Any]
 ) -> None:
+    import numcodecs  # type: ignore[import-untyped]
+    import zarr
+
     kinds = {"T": "time", "C": "channel"}
     described: list[dict[str, str]] = []
     for axis in axes:
