@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from napari_attunet.errors import DataError
 
@@ -308,6 +307,9 @@ class _Overlap:
         graph = sparse.csr_array(
             (np.ones(predicted.size, np.int8), (predicted, true)),
         )
+        # takes longer to import than a dock to open
+        from scipy.sparse.csgraph import maximum_bipartite_matching
+
         partner = maximum_bipartite_matching(graph, perm_type="column")
         tp = int(np.count_nonzero(partner >= 0))
         return Matches(tp, self.n_predicted - tp, self.n_true - tp)

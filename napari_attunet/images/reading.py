@@ -13,16 +13,21 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
 from napari_attunet.axes import AXES
 from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.images.names import image_format, is_zarr
 from napari_attunet.images.units import SECONDS, factor_between, unit_name
+
+if TYPE_CHECKING:
+    import tifffile
+
+# What reads files is imported when one is read: together it takes longer than a dock
+# to open.
 
 __all__ = ["ImageFile", "read_image", "read_labels"]
 
@@ -141,7 +146,7 @@ def read_labels(
 
 
 def _read_picture(path: Path) -> ImageFile:
-    import imageio.v3 as imageio  # as slow to import as zarr is
+    import imageio.v3 as imageio
 
     # One plugin by name: in search of one, imageio leaves damaged files open.
     with imageio.imopen(path, "r", plugin="pillow") as file:
@@ -155,6 +160,8 @@ def _read_picture(path: Path) -> ImageFile:
 
 
 def _read_tiff(path: Path) -> ImageFile:
+    import tifffile
+
     with tifffile.TiffFile(path) as tif:
         if not tif.series:
             raise DataError(f"{path} holds no image.")
@@ -193,7 +200,9 @@ def _tiff_grid(
 ) -> tuple[dict[str, float], str, dict[str, float]]:
     """Return pixel size, unit and origin as OME-XML, ImageJ or the tags tell them."""
     if tif.is_ome and tif.ome_metadata:
-        return _ome_grid(tifffile.xml2dict(tif.ome_metadata))
+        from tifffile import xml2dict
+
+        return _ome_grid(xml2dict(tif.ome_metadata))
     tags = tif.pages.first.tags
     per_unit = {}
     for axis in "XY":

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 
 from napari_attunet.atomic import replacing
 from napari_attunet.axes import AXES
@@ -307,7 +306,7 @@ def _write_png(
             f"PNG holds one 2D image, these labels are {axes} of shape {array.shape}; "
             "choose TIFF or OME-Zarr."
         )
-    import imageio.v3 as imageio  # as slow to import as zarr is
+    import imageio.v3 as imageio
 
     metres = UNITS[grid.unit][0] if grid.unit in UNITS else 0.0
     options: dict[str, Any] = {}
@@ -344,6 +343,8 @@ def _write_tiff(
         places[f"Position{axis}Unit"] = [symbol] * planes
     if places:
         metadata["Plane"] = places
+    import tifffile
+
     tifffile.imwrite(
         path,
         array,
