@@ -32,6 +32,7 @@ from napari_attunet.widgets.layers import (
     set_mark,
 )
 from napari_attunet.widgets.poses import Pose, fit
+from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -216,13 +217,10 @@ def compute(task: Task) -> Steps[Outcome]:
     """Segment, and make what layers can be made away from the viewer."""
     yield Progress(0, 0, "Loading PyTorch")
     warm_up()
-    from napari_attunet.model import load_model
-    from napari_attunet.segmenter import Segmenter
-
     yield Progress(0, 0, f"Loading {task.spec.name}")
     settings = task.settings
-    segmenter = Segmenter(
-        load_model(settings.model),
+    segmenter = segmenter_for(
+        settings.model,
         device=settings.device,
         threads=settings.threads,
         tile=settings.tile,

@@ -12,6 +12,7 @@ from napari_attunet.progress import Progress, Steps
 from napari_attunet.review import Place, doubt_steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.layers import array_of, axes_of
+from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -104,10 +105,7 @@ def find_places(search: Search) -> Steps[tuple[Place, ...]]:
     """Find the places to check; positions are those in the whole image."""
     yield Progress(0, 0, "Loading PyTorch")
     warm_up()
-    from napari_attunet.model import load_model
-    from napari_attunet.segmenter import Segmenter
-
-    segmenter = Segmenter(load_model(search.model))
+    segmenter = segmenter_for(search.model)
     doubt = yield from doubt_steps(
         segmenter, search.image, axes=search.axes, flips=search.flips
     )

@@ -35,6 +35,7 @@ from napari_attunet.widgets.results import (
     deliver,
     plan,
 )
+from napari_attunet.widgets.warm import let_go
 from napari_attunet.widgets.warmup import load_engine
 
 if TYPE_CHECKING:
@@ -343,6 +344,7 @@ class SegmentWidget(DockPart):
             viewer.layers.events.removed.disconnect(self._on_layer_removed)
         self._delivery = None
         self.image.let_go()
+        let_go()
 
 
 def _describe_device(wanted: str) -> Steps[tuple[tuple[str, ...], str]]:

@@ -19,6 +19,7 @@ from napari_attunet.widgets.layers import array_of, axes_of, mark_of, results_of
 from napari_attunet.widgets.poses import Pose, in_units_of
 from napari_attunet.widgets.preview import visible_region
 from napari_attunet.widgets.results import Settings
+from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -135,13 +136,11 @@ class Look:
         import pyqtgraph  # noqa: F401 - else the first bars would wait for it
 
         from napari_attunet.inspection import Inspection
-        from napari_attunet.model import load_model
-        from napari_attunet.segmenter import Segmenter
 
         yield Progress(0, 0, f"Loading {self.spec.name}")
         asked = self.settings
-        segmenter = Segmenter(
-            load_model(asked.model), device=asked.device, threads=asked.threads
+        segmenter = segmenter_for(
+            asked.model, device=asked.device, threads=asked.threads, tile=asked.tile
         )
         yield Progress(0, 0, "Looking")
         places = zip(self.axes, self.region, strict=True)

@@ -1,0 +1,78 @@
+"""The segmenter used last stays loaded for a while: the next press is sooner."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from napari_attunet.segmenter import Segmenter
+
+__all__ = ["let_go", "segmenter_for"]
+
+#: After so long without use its memory, on a GPU or not, is given back.
+IDLE_SECONDS = 300.0
+
+_lock = threading.Lock()
+_kept: tuple[tuple[Any, ...], Segmenter] | None = None
+_timer: threading.Timer | None = None
+
+
+def segmenter_for(
+    model: str,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    tile: int | None = None,
+) -> Segmenter:
+    """Return a segmenter, the last one if it is the same; call it in a thread.
+
+    Parameters
+    ----------
+    model : str
+        Path of the model's file; what has been written anew is loaded anew.
+    device, threads, tile
+        As of `Segmenter`.
+
+    Raises
+    ------
+    ModelError, DeviceError
+        If the model cannot be loaded, or the device is not there.
+    """
+    global _kept
+    from napari_attunet.model import load_model
+    from napari_attunet.segmenter import Segmenter
+
+    path = Path(model)
+    state = path.stat() if path.is_file() else None
+    key = (model, device, threads, tile, state and (state.st_mtime_ns, state.st_size))
+    with _lock:
+        if _kept is not None and _kept[0] == key:
+            segmenter = _kept[1]
+        else:
+            _kept = None  # two at a time may be one too many
+            segmenter = Segmenter(
+                load_model(model), device=device, threads=threads, tile=tile
+            )
+            _kept = (key, segmenter)
+        _restart()
+    return segmenter
+
+
+def let_go() -> None:
+    """Give the memory back; runs that are under way go on."""
+    global _kept, _timer
+    with _lock:
+        if _timer is not None:
+            _timer.cancel()
+        _kept = _timer = None
+
+
+def _restart() -> None:
+    global _timer
+    if _timer is not None:
+        _timer.cancel()
+    _timer = threading.Timer(IDLE_SECONDS, let_go)
+    _timer.daemon = True
+    _timer.start()
