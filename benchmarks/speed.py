@@ -1,0 +1,462 @@
+"""How fast, in how much memory, and how exactly, against what others do.
+
+Every rival runs in the same process, on the same weights, in turns with ours (A, B, A,
+B): ratios are medians over the rounds, with the smallest and the largest. Memory is
+measured in a fresh process each.
+
+    python benchmarks/speed.py [--parts forward,image,gates,training,area,start]
+        [--threads 1,2] [--rounds 7] [--device cpu] [--json FILE]
+
+Rivals: the network as it stands, in PyTorch's own layout (eager; for the reference
+network that is LeeJunHyun's AttU_Net, https://github.com/LeeJunHyun/Image_Segmentation,
+34.9 million parameters); ONNX Runtime and OpenVINO, where they are installed; and
+MONAI's sliding window, whose Gaussian blending at half overlap is also what nnU-Net
+does. Images are those of scikit-image. On a GPU the same parts run with --device cuda.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+import torch
+from monai.inferers import sliding_window_inference
+
+from napari_attunet.architecture import GateSpec, NetworkSpec
+from napari_attunet.devices import choose_device, has_bfloat16, threads
+from napari_attunet.model import Model, load_model
+from napari_attunet.networks import AttentionUNet, fused
+from napari_attunet.plan import prepare
+from napari_attunet.segmenter import Segmenter, class_probabilities
+from napari_attunet.spec import ModelSpec
+from napari_attunet.training.losses import segmentation_loss
+
+BUNDLED = "nuclei-fluorescence"
+REFERENCE = NetworkSpec(in_channels=3, features=(64, 128, 256, 512, 1024))
+VOLUME = NetworkSpec(ndim=3, out_channels=3, features=(16, 32, 64, 128))
+
+#: Of the rival's windows, which is what it was trained on or more.
+WINDOW = 512
+
+
+def cells(size: int) -> np.ndarray:
+    """Return a real image of that size, repeated where it is smaller."""
+    image = skimage.data.cell()
+    return np.tile(image, [-(-size // n) for n in image.shape])[:size, :size]
+
+
+def network_input(model: Model, image: np.ndarray) -> torch.Tensor:
+    """Return an image as its network takes it, (1, C, H, W)."""
+    prepared = prepare(model.spec, image)
+    pixels = prepared.read((), (0, 0), image.shape)
+    return torch.from_numpy(pixels)[None]
+
+
+def fresh(spec: NetworkSpec) -> AttentionUNet:
+    """Return a network with weights and statistics that were never trained."""
+    network = Model.fresh(ModelSpec(name="fresh", network=spec)).network
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in network.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2, generator=generator)
+    return network
+
+
+class Turns:
+    """Times runs in turns.
+
+    Parameters
+    ----------
+    runs : dict
+        Name to function; all are compared with the first.
+    """
+
+    def __init__(self, runs: dict[str, Callable[[], object]], device: str) -> None:
+        self._runs, self._device = runs, device
+        self.seconds: dict[str, list[float]] = {name: [] for name in runs}
+
+    def go(self, rounds: int) -> Turns:
+        for number in range(rounds + 1):  # the first only warms up
+            for name, run in self._runs.items():
+                start = time.perf_counter()
+                run()
+                if self._device.startswith("cuda"):
+                    torch.cuda.synchronize()
+                if number:
+                    self.seconds[name].append(time.perf_counter() - start)
+        return self
+
+    def rows(self, what: str, thread_count: int) -> list[dict[str, object]]:
+        first = next(iter(self.seconds.values()))
+        found = []
+        for name, seconds in self.seconds.items():
+            ratios = [a / b for a, b in zip(first, seconds, strict=True)]
+            found.append(
+                {
+                    "what": what,
+                    "threads": thread_count,
+                    "who": name,
+                    "seconds": statistics.median(seconds),
+                    "ratio": statistics.median(ratios),
+                    "least": min(ratios),
+                    "most": max(ratios),
+                }
+            )
+        return found
+
+
+# --- forward ----------------------------------------------------------------------
+
+
+def with_onnxruntime(network: AttentionUNet, x: torch.Tensor, count: int):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = count
+    session = onnxruntime.InferenceSession(
+        exported(network, x), options, providers=["CPUExecutionProvider"]
+    )
+    return lambda: session.run(None, {"x": x.numpy()})
+
+
+def with_openvino(network: AttentionUNet, x: torch.Tensor, count: int):
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(io.BytesIO(exported(network, x)))
+    settings = {"INFERENCE_NUM_THREADS": count, "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(model, "CPU", settings)
+    return lambda: compiled([x.numpy()])
+
+
+def exported(network: AttentionUNet, x: torch.Tensor) -> bytes:
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (x,), file, input_names=["x"], dynamo=False)
+    return file.getvalue()
+
+
+@torch.inference_mode()
+def forward(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Run three networks over one tile each."""
+    model = load_model(BUNDLED)
+    tile = network_input(model, cells(args.size))
+    generator = torch.Generator().manual_seed(0)
+    colour = torch.randn(1, 3, args.size, args.size, generator=generator)
+    edge = args.size // 8
+    volume = torch.randn(1, 1, edge, edge, edge, generator=generator)
+    rows = []
+    for name, network, x in (
+        ("reference, 34.9 M", fresh(REFERENCE), colour),
+        (f"{BUNDLED}, 2.2 M", model.network, tile),
+        ("3D, 16 to 128", fresh(VOLUME), volume),
+    ):
+        network, x = network.to(args.device), x.to(args.device)
+        ours = fused(network)
+        runs: dict[str, Callable[[], object]] = {
+            "eager": lambda n=network, x=x: n(x),
+            "ours": lambda n=ours, x=x: n(x),
+        }
+        for rival, make in (
+            ("ONNX Runtime", with_onnxruntime),
+            ("OpenVINO", with_openvino),
+        ):
+            if args.device != "cpu":
+                break
+            try:
+                runs[rival] = make(network, x, count)
+            except ImportError:
+                print(f"{rival} is not installed")
+        what = f"forward, {name}, {' x '.join(map(str, x.shape[2:]))}"
+        found = Turns(runs, args.device).go(args.rounds).rows(what, count)
+        found[1] |= errors(network, ours, x)
+        rows += found
+    return rows
+
+
+def errors(
+    network: AttentionUNet, ours: AttentionUNet, x: torch.Tensor
+) -> dict[str, object]:
+    """Compare with double precision."""
+    found = class_probabilities(ours(x)).double()
+    double = Model.fresh(ModelSpec(name="double", network=network.spec)).network
+    double.load_state_dict(network.state_dict())
+    exact = double.double().to(x.device)(x.double())
+    if exact.shape[1] == 1:
+        exact = torch.cat((1 - exact.sigmoid(), exact.sigmoid()), 1)
+    else:
+        exact = exact.softmax(1)
+    return {
+        "error": float((found - exact).abs().max()),
+        "labels": int((found.argmax(1) != exact.argmax(1)).sum()),
+    }
+
+
+# --- whole images -----------------------------------------------------------------
+
+
+@torch.inference_mode()
+def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Segment a whole image: ours with reading, scaling, tiles and labels."""
+    model = load_model(BUNDLED)
+    pixels = cells(args.image)
+    segmenter = Segmenter(model, device=args.device, threads=count)
+    x = network_input(model, pixels).to(args.device)
+    network = model.network.to(args.device)
+
+    def monai(overlap: float) -> torch.Tensor:
+        return sliding_window_inference(
+            x, WINDOW, 1, network, overlap=overlap, mode="gaussian"
+        ).argmax(1)
+
+    found: dict[str, np.ndarray] = {}
+
+    def keep(name: str, run: Callable[[], np.ndarray]) -> Callable[[], object]:
+        return lambda: found.__setitem__(name, run())
+
+    runs = {
+        f"MONAI, overlap {overlap}": keep(
+            f"MONAI, overlap {overlap}", lambda o=overlap: monai(o)[0].cpu().numpy()
+        )
+        for overlap in (0.5, 0.25)
+    }
+    runs["ours"] = keep(
+        "ours", lambda: segmenter.segment(pixels, output="classes").labels
+    )
+    what = f"image of {args.image} x {args.image}, {BUNDLED}"
+    turns = Turns(runs, args.device).go(max(1, args.rounds // 2))
+    rows = turns.rows(what, count)
+    whole = fused(network)(x).argmax(1)[0].cpu().numpy()  # in one piece
+    for row in rows:
+        row["labels"] = int((found[str(row["who"])] != whole).sum())
+    return rows
+
+
+# --- gates, training --------------------------------------------------------------
+
+
+def step_of(network: AttentionUNet, x: torch.Tensor, *, ours: bool):
+    """Return what takes one step of training, plainly or as we do it."""
+    network = network.train()
+    if ours:
+        network.channels_last()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    classes = max(2, network.spec.out_channels)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randint(0, classes, (len(x), *x.shape[2:]), generator=generator).to(
+        x.device
+    )
+    weight = torch.ones(target.shape, device=x.device)
+    half = ours and has_bfloat16(x.device.type)
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            logits = network(x)
+        loss = segmentation_loss(
+            logits.float(),
+            target,
+            weight,
+            class_weights=(),
+            dice_weight=1.0,
+            auxiliary=[],
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def crops(spec: NetworkSpec, device: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(4, spec.in_channels, 128, 128, generator=generator).to(device)
+
+
+def training(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Take steps of training as a quick round of learning does."""
+    x = crops(load_model(BUNDLED).spec.network, args.device)
+    runs = {
+        name: step_of(load_model(BUNDLED).network.to(args.device), x, ours=ours)
+        for name, ours in (("naive, float32", False), ("ours", True))
+    }
+    turns = Turns(runs, args.device).go(args.rounds)
+    return turns.rows(f"training step, {BUNDLED}, 4 x 128 x 128", count)
+
+
+def gates(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Compare networks with gates with the same ones without."""
+    rows = []
+    for features in ((16, 32, 64, 128, 256), (64, 128, 256, 512, 1024)):
+        networks = {
+            name: fresh(NetworkSpec(out_channels=3, features=features, gate=gate))
+            for name, gate in (("without gates", None), ("with gates", GateSpec()))
+        }
+        size = args.size if features[0] < 64 else args.size // 2
+        x = torch.randn(1, 1, size, size).to(args.device)
+        with torch.inference_mode():
+            runs = {
+                name: functools.partial(fused(network.to(args.device)), x)
+                for name, network in networks.items()
+            }
+            turns = Turns(runs, args.device).go(args.rounds)
+        rows += turns.rows(f"gates, inference, {features[0]} features", count)
+        if features[0] < 64:
+            x = crops(NetworkSpec(), args.device)
+            runs = {n: step_of(net, x, ours=True) for n, net in networks.items()}
+            turns = Turns(runs, args.device).go(args.rounds)
+            rows += turns.rows("gates, training, 16 features", count)
+    return rows
+
+
+# --- memory, start ----------------------------------------------------------------
+
+AREA = """
+import sys, time
+import numpy as np
+from pathlib import Path
+sys.path.insert(0, {folder!r})
+from speed import cells, BUNDLED
+from napari_attunet.model import load_model
+from napari_attunet.segmenter import Segmenter
+image = cells({size})
+segmenter = Segmenter(load_model(BUNDLED), device={device!r}, threads={threads})
+segmenter.segment(image[:64, :64], output={output!r})
+def status(key):
+    line = next(l for l in open("/proc/self/status") if l.startswith(key))
+    return int(line.split()[1]) / 1024
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+start = time.perf_counter()
+segmenter.segment(image, output={output!r})
+print(time.perf_counter() - start, status("VmHWM") - before)
+"""
+
+
+def area(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Segment larger and larger images, each in a process of its own."""
+    rows = []
+    for output in ("classes", "objects"):
+        for size in args.areas:
+            code = AREA.format(
+                folder=str(Path(__file__).parent),
+                size=size,
+                device=args.device,
+                threads=count,
+                output=output,
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            )
+            seconds, peak = map(float, done.stdout.split())
+            rows.append(
+                {
+                    "what": f"{size} x {size} to {output}",
+                    "threads": count,
+                    "who": "ours",
+                    "seconds": seconds,
+                    "peak": peak,
+                    "microseconds": 1e6 * seconds / size**2,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def start(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Import the package, import the engine, load and rewrite the model."""
+    lines = {
+        "import napari_attunet": "import napari_attunet",
+        "import the engine": "import napari_attunet.segmenter",
+    }
+    rows = []
+    for what, line in lines.items():
+        code = f"import time; t = time.perf_counter(); {line}; "
+        code += "print(time.perf_counter() - t)"
+        seconds = [
+            float(subprocess.check_output([sys.executable, "-c", code]))
+            for _ in range(args.rounds)
+        ]
+        rows.append({"what": what, "seconds": statistics.median(seconds)})
+
+    def load() -> None:
+        segmenter = Segmenter(load_model(BUNDLED), device=args.device, threads=count)
+        segmenter.network_on(segmenter.device)
+
+    turns = Turns({"load and rewrite": load}, args.device).go(args.rounds)
+    rows.append(
+        {
+            "what": f"load and rewrite {BUNDLED}",
+            "seconds": statistics.median(turns.seconds["load and rewrite"]),
+        }
+    )
+    return [{"threads": count, "who": "ours", **row} for row in rows]
+
+
+PARTS = {
+    "forward": forward,
+    "image": image,
+    "gates": gates,
+    "training": training,
+    "area": area,
+    "start": start,
+}
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    """Return the rows as Markdown."""
+    lines = [
+        "| what | threads | who | seconds | times as fast | error | labels | MiB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        ratio = "" if "ratio" not in row else f"{row['ratio']:.2f}"
+        if ratio and row["ratio"] != 1:
+            ratio += f" ({row['least']:.2f} to {row['most']:.2f})"
+        error = f"{row['error']:.0e}" if "error" in row else ""
+        peak = f"{row['peak']:.0f}" if "peak" in row else ""
+        cells = (row["what"], row["threads"], row["who"], f"{row['seconds']:.3g}")
+        cells += (ratio, error, row.get("labels", ""), peak)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", type=int, default=512, help="of a tile")
+    parser.add_argument("--image", type=int, default=2048, help="of a whole image")
+    parser.add_argument(
+        "--areas", type=int, nargs="+", default=[2048, 4096, 8192], help="edges"
+    )
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    print(choose_device(args.device), torch.__version__)
+    rows: list[dict[str, object]] = []
+    for count in map(int, args.threads.split(",")):
+        for name in args.parts.split(","):
+            with threads(count):
+                found = PARTS[name](args, count)
+            rows += found
+            print(table(found), flush=True)
+            if args.json:
+                args.json.write_text(json.dumps(rows, indent=1))
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
