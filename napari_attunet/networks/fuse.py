@@ -102,10 +102,14 @@ class _FusedUNet(AttentionUNet):
         edit: Tensor | float | None,
         matrix: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        if edit is not None or str(level) not in self._joints:
+        if str(level) not in self._joints:
             return super()._joined(level, skips, x, deep, edit, matrix)
         parts = [skips.pop(), self.ups[level](x)]
-        joined: tuple[Tensor, Tensor] = self._joints[str(level)](parts)
+
+        def edited(alpha: Tensor) -> Tensor:
+            return self._edited(alpha, edit, matrix)
+
+        joined: tuple[Tensor, Tensor] = self._joints[str(level)](parts, edited)
         return joined
 
 
@@ -142,17 +146,23 @@ class _Joint(nn.Module):
 
         return joined
 
-    def forward(self, parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        parts: list[Tensor],
+        edited: Callable[[Tensor], Tensor] = lambda alpha: alpha,
+    ) -> tuple[Tensor, Tensor]:
         """Return x·α joined with what comes from below, and α.
 
         Parameters
         ----------
         parts : list of Tensor
             x, and what comes from below; taken away, which frees their memory.
+        edited : callable
+            From the α that is found to the one to use.
         """
         both, channels = torch.cat(parts, dim=1), parts[0].shape[1]
         parts.clear()
-        alpha = self.psi(self.project(both)).sigmoid()
+        alpha = edited(self.psi(self.project(both)).sigmoid())
         both[:, :channels] *= alpha
         return both, alpha
 

@@ -331,18 +331,25 @@ class AttentionUNet(nn.Module):
         if self.spec.gate is not None and self.spec.gate.signal == "fine":
             signal = up
         gate: Gate = self.gates[level]  # type: ignore[assignment]
-        alpha = gate.coefficients(skip, signal)
-        if edit is not None:
-            wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
-            wanted = wanted.expand(alpha.shape)
-            told = ~wanted.isnan()
-            if matrix is None:
-                alpha = torch.where(told, wanted, alpha)
-            else:  # it was drawn on the image
-                share = sample(told.to(alpha.dtype), matrix)
-                drawn = sample(torch.where(told, wanted, 0), matrix)
-                alpha = alpha * (1 - share) + drawn
+        alpha = self._edited(gate.coefficients(skip, signal), edit, matrix)
         return torch.cat((gate.passed(skip, alpha), up), dim=1), alpha
+
+    @staticmethod
+    def _edited(
+        alpha: Tensor, edit: Tensor | float | None, matrix: Tensor | None
+    ) -> Tensor:
+        """Return α as an edit wants it; see `decode`."""
+        if edit is None:
+            return alpha
+        wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
+        wanted = wanted.expand(alpha.shape)
+        told = ~wanted.isnan()
+        if matrix is None:
+            return torch.where(told, wanted, alpha)
+        # It was drawn on the image.
+        share = sample(told.to(alpha.dtype), matrix)
+        drawn = sample(torch.where(told, wanted, 0), matrix)
+        return alpha * (1 - share) + drawn
 
     @staticmethod
     def in_frame(place: Tensor, matrix: Tensor | None) -> Tensor:
