@@ -153,7 +153,9 @@ def has_bfloat16(device: str) -> bool:
 def free_memory(device: Device) -> int:
     """Return how many bytes a device can still give."""
     if device.name.startswith("cuda"):
-        return int(torch.cuda.mem_get_info(device.name)[0])
+        with torch.cuda.device(device.name):
+            kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+            return int(torch.cuda.mem_get_info()[0]) + kept
     return available()  # Apple's GPUs share the memory
 
 

@@ -184,9 +184,10 @@ def default_tile(
         read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
         if _bytes_of(read, network) <= room:
             return tuple(tile)
+        # Smaller than its halo, a tile saves hardly any memory and costs a lot.
         can = [
-            t if t > max(SMALLEST_TILE, d) else 0
-            for t, d in zip(tile, network.divisor, strict=True)
+            t if t > max(SMALLEST_TILE, h, d) else 0
+            for t, h, d in zip(tile, halo, network.divisor, strict=True)
         ]
         if not any(can):
             return tuple(tile)

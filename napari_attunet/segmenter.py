@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -106,6 +108,9 @@ class _Job:
 class Segmenter:
     """Runs a model over images: normalises, pads, tiles, stitches, labels.
 
+    The network is rewritten for inference when it is first used: weights that are
+    changed later need a new segmenter.
+
     Parameters
     ----------
     model : Model
@@ -114,8 +119,8 @@ class Segmenter:
     threads : int, optional
         Of the CPU; by default all cores this process may use.
     tile : int or tuple of int, optional
-        Edge of the tiles, for each spatial axis of the network; by default what fits
-        into a fixed amount of memory.
+        Edge of the tiles, for each spatial axis of the network; by default as the
+        network's width and the free memory allow.
     halo : int or tuple of int, optional
         Margin that is read around each tile; by default in 2D all that the network
         sees (tiles then change nothing), in 3D a smaller one.
@@ -149,6 +154,7 @@ class Segmenter:
         self.device = choose_device(device, threads)
         self.threads = threads
         self._networks: dict[str, AttentionUNet] = {}
+        self._lock = threading.Lock()
         self._tile = per_axis(tile, network, "tile", least=1)
         self.halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
 
@@ -256,6 +262,7 @@ class Segmenter:
                         f"{' x '.join(map(str, tile))}."
                     )
                 elif device.name != "cpu":
+                    self._networks.pop(device.name, None)
                     device = replace(
                         choose_device("cpu", self.threads),
                         reason="The GPU ran out of memory.",
@@ -276,6 +283,8 @@ class Segmenter:
         if self._tile:
             return self._tile
         network = self.model.spec.network
+        with contextlib.suppress(torch.OutOfMemoryError):  # told when it is run
+            self.network_on(device)  # it takes memory, too
         room = activation_bytes(network, self.halo, free_memory(device))
         return default_tile(network, job.prepared.view.spatial_shape, self.halo, room)
 
@@ -284,19 +293,25 @@ class Segmenter:
 
         The model may be in use elsewhere and is never moved.
         """
-        if device.name not in self._networks:
-            network = self.model.network
-            if next(network.parameters()).device.type != device.name.split(":")[0]:
-                network = copy.deepcopy(network).to(device.name)
-            self._networks[device.name] = fused(network)
-        return self._networks[device.name]
+        with self._lock:
+            if device.name not in self._networks:
+                network = self.model.network
+                if next(network.parameters()).device.type != device.name.split(":")[0]:
+                    network = copy.deepcopy(network).to(device.name)
+                self._networks[device.name] = fused(network)
+            return self._networks[device.name]
 
     def _run(
         self, job: _Job, device: Device, tile: tuple[int, ...]
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
         view, spec = job.prepared.view, self.model.spec
-        network = self.network_on(device)
+        try:
+            network = self.network_on(device)
+        except torch.OutOfMemoryError:
+            network = None
+        if network is None:
+            raise _TileTooLarge
         tiling = Tiling(
             view.spatial_shape,
             tile=tile,

@@ -141,14 +141,14 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Attended:
         """Compute features, (N, C, *spatial), and weigh them."""
-        entered = None if self.shortcut is None else x
+        entered = x
         for name in self.chain:
             x = self.get_submodule(name)(x)
         coefficients: tuple[Tensor, ...] = ()
         for attention in self.attention:
             x, found = attention(x)
             coefficients += found
-        if self.shortcut is not None and entered is not None:
+        if self.shortcut is not None:
             x = self.activation(x + self.shortcut(entered))
         return Attended(x, coefficients)
 

@@ -88,10 +88,11 @@ class _FusedUNet(AttentionUNet):
         self._joints = nn.ModuleDict()
         for level, gate in enumerate(self.gates):
             if isinstance(gate, AdditiveGate) and _Joint.suits(self.spec):
-                parts = [_random(w[0]) for w in (gate.w_x, gate.w_g)]
+                parts = [_random(w[0], i) for i, w in enumerate((gate.w_x, gate.w_g))]
                 joint = _tried(_Joint, gate, _Joint.apart(gate), parts)
                 if joint is not None:
                     self._joints[str(level)] = joint
+                    gate.w_x = gate.w_g = nn.Sequential()  # the joint has them
 
     def _joined(
         self,
@@ -234,12 +235,12 @@ def _replace(parent: nn.Module, chain: Chain) -> None:
                 return
 
 
-def _random(convolution: nn.Module) -> Tensor:
+def _random(convolution: nn.Module, seed: int = 0) -> Tensor:
     """Return random numbers that a convolution can take."""
     weight = convolution.get_parameter("weight")
     channels = weight.shape[0 if isinstance(convolution, _TRANSPOSED) else 1]
     ndim = weight.ndim - 2
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, channels, *(EDGE,) * ndim, generator=generator)
     return x.to(weight).contiguous(memory_format=LAYOUTS[ndim])
 
@@ -251,12 +252,17 @@ def _tried(
     x: Tensor | list[Tensor],
 ) -> nn.Module | None:
     """Return what a kind of module makes of something, if it then does the same."""
+    cudnn = torch.backends.cudnn
+    # TF32, which cards take for convolutions, differs by more than we allow.
+    exact = cudnn.flags(enabled=cudnn.enabled, allow_tf32=False)
     try:
         made = kind(what)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact:
             expected = apart(x)  # first: x may be used up
             error = _disagreement(made(x), expected)
-    except (AttributeError, NotImplementedError, RuntimeError) as failure:
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError) as failure:
         reason = str(failure).partition("\n")[0]
     else:
         if error <= TOLERANCE:  # False for what is no number

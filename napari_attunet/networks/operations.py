@@ -248,6 +248,8 @@ class Folded(Operation):
         super().__init__(chain)
         self.repeat = chain.modules[0] if chain.repeats else nn.Identity()
         self.convolution = chain.convolution.requires_grad_(False)
+        weight = self.convolution.get_parameter("weight")
+        weight.data = weight.contiguous(memory_format=LAYOUTS[weight.ndim - 2])
 
     @classmethod
     def suits(cls, chain: Chain) -> bool:

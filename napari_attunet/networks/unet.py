@@ -332,7 +332,8 @@ class AttentionUNet(nn.Module):
             signal = up
         gate: Gate = self.gates[level]  # type: ignore[assignment]
         alpha = self._edited(gate.coefficients(skip, signal), edit, matrix)
-        return torch.cat((gate.passed(skip, alpha), up), dim=1), alpha
+        skip = gate.passed(skip, alpha)  # what came in is free now
+        return torch.cat((skip, up), dim=1), alpha
 
     @staticmethod
     def _edited(

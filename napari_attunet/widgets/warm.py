@@ -48,14 +48,17 @@ def segmenter_for(
     state = path.stat() if path.is_file() else None
     key = (model, device, threads, tile, state and (state.st_mtime_ns, state.st_size))
     with _lock:
-        if _kept is not None and _kept[0] == key:
-            segmenter = _kept[1]
-        else:
-            _kept = None  # two at a time may be one too many
-            segmenter = Segmenter(
-                load_model(model), device=device, threads=threads, tile=tile
-            )
-            _kept = (key, segmenter)
+        kept = _kept
+    if kept is not None and kept[0] == key:
+        segmenter = kept[1]
+    else:
+        del kept
+        let_go()  # two at a time may be one too many
+        segmenter = Segmenter(
+            load_model(model), device=device, threads=threads, tile=tile
+        )
+    with _lock:
+        _kept = (key, segmenter)
         _restart()
     return segmenter
 
@@ -66,7 +69,13 @@ def let_go() -> None:
     with _lock:
         if _timer is not None:
             _timer.cancel()
-        _kept = _timer = None
+        kept, _kept, _timer = _kept, None, None
+    if kept is not None:
+        from napari_attunet.devices import release_memory
+
+        device = kept[1].device
+        del kept
+        release_memory(device)
 
 
 def _restart() -> None:

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
@@ -39,6 +39,7 @@ def test_every_network_stays_the_same(spec, randomised, caplog):
     assert not caplog.records  # no operation was turned down
 
 
+@settings(deadline=None)
 @given(
     repeats=st.lists(st.integers(1, 4), min_size=2, max_size=3),
     seed=st.integers(0, 99),

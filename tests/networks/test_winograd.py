@@ -1,0 +1,55 @@
+"""Winograd's algorithm against the convolution itself."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from napari_attunet.networks import fused
+from napari_attunet.networks.winograd import winograd_convolution, winograd_weight
+from napari_attunet.spec import NetworkSpec
+
+
+@settings(deadline=None)
+@given(
+    shape=st.tuples(*(st.integers(1, 40),) * 2),
+    channels=st.tuples(*(st.integers(1, 9),) * 2),
+    count=st.integers(1, 3),
+    biased=st.booleans(),
+    last=st.booleans(),
+)
+def test_it_is_the_convolution(shape, channels, count, biased, last):
+    torch.manual_seed(0)
+    into, out = channels
+    x = torch.randn(count, into, *shape, dtype=torch.float64)
+    if last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(out, into, 3, 3, dtype=torch.float64)
+    bias = torch.randn(out, dtype=torch.float64) if biased else None
+    found = winograd_convolution(x, winograd_weight(weight), bias)
+    torch.testing.assert_close(found, F.conv2d(x, weight, bias, padding=1))
+
+
+def test_many_patches_go_in_parts():
+    x = torch.randn(1, 3, 90, 70, dtype=torch.float64)  # 18 patches across, 23 down
+    weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
+    found = winograd_convolution(x, winograd_weight(weight), None)
+    torch.testing.assert_close(found, F.conv2d(x, weight, padding=1))
+
+
+def test_rounding_stays_small():
+    x = torch.randn(1, 512, 32, 32)
+    weight = torch.randn(256, 512, 3, 3) / 68
+    found = winograd_convolution(x, winograd_weight(weight), None)
+    exact = F.conv2d(x.double(), weight.double(), padding=1)
+    assert (found - exact).abs().max() < 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize(("features", "used"), [(255, False), (256, True)])
+def test_it_is_for_many_channels(features, used):
+    from napari_attunet.networks import AttentionUNet
+
+    network = AttentionUNet(NetworkSpec(features=(8, features))).eval()
+    kinds = {type(m).__name__ for m in fused(network).modules()}
+    assert ("Winograd" in kinds) == used
