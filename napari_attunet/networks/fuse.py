@@ -100,16 +100,11 @@ class _FusedUNet(AttentionUNet):
         skips: list[Tensor],
         x: Tensor,
         deep: Tensor | None,
-        edit: Tensor | float | None,
-        matrix: Tensor | None,
+        edited: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         if str(level) not in self._joints:
-            return super()._joined(level, skips, x, deep, edit, matrix)
+            return super()._joined(level, skips, x, deep, edited)
         parts = [skips.pop(), self.ups[level](x)]
-
-        def edited(alpha: Tensor) -> Tensor:
-            return self._edited(alpha, edit, matrix)
-
         joined: tuple[Tensor, Tensor] = self._joints[str(level)](parts, edited)
         return joined
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -72,7 +73,7 @@ def is_plain(module: nn.Module, *, kernel: int) -> bool:
     )
 
 
-class Operation(nn.Module):
+class Operation(nn.Module, ABC):
     """What can take a chain's place; defining one adds it, the fastest ones first."""
 
     kinds: ClassVar[list[type[Operation]]] = []
@@ -86,9 +87,9 @@ class Operation(nn.Module):
         self._relu = chain.relu
 
     @classmethod
+    @abstractmethod
     def suits(cls, chain: Chain) -> bool:
         """Return whether the chain is of the right form for it."""
-        raise NotImplementedError
 
     def _hold(self, weight: Tensor, bias: Tensor | None) -> None:
         if weight.ndim in (4, 5):

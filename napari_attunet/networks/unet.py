@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -281,8 +282,10 @@ class AttentionUNet(nn.Module):
             if gate is None:
                 x = torch.cat((skips.pop(), self.ups[level](x)), dim=1)
             else:
-                edit = edits.get(level)
-                x, alpha = self._joined(level, skips, x, deep, edit, matrix)
+                edited = functools.partial(
+                    _edited, edit=edits.get(level), matrix=matrix
+                )
+                x, alpha = self._joined(level, skips, x, deep, edited)
                 of_gates.append(alpha)
             x, found = self.decoder[level](x)
             of_blocks.append(found)
@@ -309,8 +312,7 @@ class AttentionUNet(nn.Module):
         skips: list[Tensor],
         x: Tensor,
         deep: Tensor | None,
-        edit: Tensor | float | None,
-        matrix: Tensor | None,
+        edited: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Return what a gate lets through joined with what comes from below, and α.
 
@@ -323,34 +325,17 @@ class AttentionUNet(nn.Module):
             From the level below.
         deep : Tensor, optional
             The signal, where it comes from the bottleneck.
-        edit, matrix : optional
-            As of `decode` and `Encoded`.
+        edited : callable
+            From the α that the gate finds to the one to use.
         """
         skip, up = skips.pop(), self.ups[level](x)
         signal = x if deep is None else deep
         if self.spec.gate is not None and self.spec.gate.signal == "fine":
             signal = up
         gate: Gate = self.gates[level]  # type: ignore[assignment]
-        alpha = self._edited(gate.coefficients(skip, signal), edit, matrix)
+        alpha = edited(gate.coefficients(skip, signal))
         skip = gate.passed(skip, alpha)  # what came in is free now
         return torch.cat((skip, up), dim=1), alpha
-
-    @staticmethod
-    def _edited(
-        alpha: Tensor, edit: Tensor | float | None, matrix: Tensor | None
-    ) -> Tensor:
-        """Return α as an edit wants it; see `decode`."""
-        if edit is None:
-            return alpha
-        wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
-        wanted = wanted.expand(alpha.shape)
-        told = ~wanted.isnan()
-        if matrix is None:
-            return torch.where(told, wanted, alpha)
-        # It was drawn on the image.
-        share = sample(told.to(alpha.dtype), matrix)
-        drawn = sample(torch.where(told, wanted, 0), matrix)
-        return alpha * (1 - share) + drawn
 
     @staticmethod
     def in_frame(place: Tensor, matrix: Tensor | None) -> Tensor:
@@ -381,3 +366,20 @@ class AttentionUNet(nn.Module):
                 f"Sizes must be multiples of {spec.divisor}, got {tuple(x.shape[2:])}: "
                 "pad the image, or let the Segmenter do it."
             )
+
+
+def _edited(
+    alpha: Tensor, edit: Tensor | float | None, matrix: Tensor | None
+) -> Tensor:
+    """Return α as an edit wants it; see `AttentionUNet.decode`."""
+    if edit is None:
+        return alpha
+    wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
+    wanted = wanted.expand(alpha.shape)
+    told = ~wanted.isnan()
+    if matrix is None:
+        return torch.where(told, wanted, alpha)
+    # It was drawn on the image.
+    share = sample(told.to(alpha.dtype), matrix)
+    drawn = sample(torch.where(told, wanted, 0), matrix)
+    return alpha * (1 - share) + drawn
