@@ -431,6 +431,20 @@ def test_out_of_memory_everywhere_is_said(monkeypatch):
         Segmenter(make_model()).segment(make_image((64, 64)))
 
 
+def test_a_network_that_does_not_fit_is_said(monkeypatch):
+    def full(network):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr("napari_attunet.segmenter.fused", full)
+    with pytest.raises(DeviceError, match="close other programs"):
+        Segmenter(make_model()).segment(make_image((64, 64)))
+
+
+def test_no_tile_is_mostly_halo_for_want_of_memory():
+    tile = default_tile(NetworkSpec(), (4000, 4000), (112, 112), room=0)
+    assert min(tile) >= 96
+
+
 def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
     model = make_model()
 
