@@ -23,6 +23,11 @@ def pytest_unconfigure():
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+# The processes of pytest-xdist share the cores: one thread each, or they wait for one
+# another. Read when PyTorch is imported, here and in child processes.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Set before anything reads them, so that child processes see them too.
 os.environ["NAPARI_ATTUNET_MODELS"] = f"{_HOME}/models"
 os.environ["NAPARI_ATTUNET_TRAINING"] = f"{_HOME}/training"
