@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from napari_attunet.receptive import REACH, halo
 from napari_attunet.schema import check, check_choices
 
 __all__ = [
@@ -46,12 +47,6 @@ GATES = ("additive", "grid", "multiplicative")
 ATTENTION = ("cbam", "cbam-channel", "cbam-spatial", "eca", "se", "self")
 SIGNALS: tuple[str, ...] = get_args(Signal)
 WHERE: tuple[str, ...] = get_args(Where)
-
-#: Attention inside blocks that looks at neighbours only, and how far. All other kinds
-#: are taken to pool over the whole input.
-REACH = {"cbam-spatial": 3}
-
-Interval = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,10 +317,9 @@ class NetworkSpec:
     def halo(self) -> tuple[int, ...]:
         """Margin around a grid-aligned region that holds all it depends on.
 
-        Found by carrying an interval of one coarsest cell backwards through every
-        layer, along each axis; a multiple of `divisor`.
+        A multiple of `divisor`, for each axis.
         """
-        return tuple(self._halo(axis) for axis in range(self.ndim))
+        return tuple(halo(self, axis) for axis in range(self.ndim))
 
     def attention_in(self, part: str, level: int) -> tuple[AttentionSpec, ...]:
         """Return the attention in a block of the encoder or decoder."""
@@ -333,67 +327,3 @@ class NetworkSpec:
         if part == "encoder" and level == self.levels - 1:
             places.add("bottleneck")
         return tuple(a for a in self.attention if a.where in places)
-
-    def _reach(self, part: str, level: int) -> int:
-        """Return how far a block looks: two 3x3 convolutions, and its attention."""
-        return 2 + sum(REACH.get(a.kind, 0) for a in self.attention_in(part, level))
-
-    def _halo(self, axis: int) -> int:
-        strides = [s[axis] for s in self.strides]
-        cell = self.divisor[axis]
-        interval = (0, cell - 1)
-        deep: Interval | None = None  # of the bottleneck, as the gating signal
-        needs: list[Interval] = []  # of every encoder level, fine to coarse
-        grow = 1 if self.upsampling == "nearest" else 0  # its 3x3 convolution
-        for level, stride in enumerate(strides):
-            interval = need = _wider(interval, self._reach("decoder", level))
-            up = _cells(_wider(interval, grow), stride)
-            if self.gate is not None and self.gate.signal != "fine":
-                scale = self.gate_scale(level)[axis]
-                ratio = scale // self.scale(level)[axis]
-                cells = _interpolated(interval, ratio)
-                need = _hull(need, _pixels(cells, ratio))
-                if self.gate.signal == "coarse":
-                    up = _hull(up, cells)
-                else:
-                    signal = _interpolated(cells, cell // scale)
-                    deep = signal if deep is None else _hull(deep, signal)
-            needs.append(need)
-            interval = up
-        interval = interval if deep is None else _hull(interval, deep)
-        for level in reversed(range(self.levels)):
-            interval = _wider(interval, self._reach("encoder", level))
-            if level:
-                interval = _hull(
-                    _pixels(interval, strides[level - 1]), needs[level - 1]
-                )
-        low, high = interval
-        reach = max(-low, high - (cell - 1))
-        return math.ceil(reach / cell) * cell
-
-
-def _wider(interval: Interval, by: int) -> Interval:
-    return interval[0] - by, interval[1] + by
-
-
-def _hull(one: Interval, other: Interval) -> Interval:
-    return min(one[0], other[0]), max(one[1], other[1])
-
-
-def _pixels(cells: Interval, stride: int) -> Interval:
-    """Return the pixels in coarser cells."""
-    return cells[0] * stride, cells[1] * stride + stride - 1
-
-
-def _cells(pixels: Interval, stride: int) -> Interval:
-    """Return the coarser cells that pixels lie in."""
-    return pixels[0] // stride, pixels[1] // stride
-
-
-def _interpolated(pixels: Interval, stride: int) -> Interval:
-    """Return the coarser cells between which pixels are interpolated linearly."""
-    low, high = pixels
-    return (
-        (2 * low + 1 - stride) // (2 * stride),
-        -((stride - 2 * high - 1) // (2 * stride)),
-    )

@@ -12,7 +12,7 @@ from napari_attunet.architecture import Kind, Mechanism
 from napari_attunet.axes import ImageView
 from napari_attunet.objects import class_labels, object_labels
 from napari_attunet.spec import ObjectSettings
-from napari_attunet.tiling import Tile, Tiling
+from napari_attunet.tiling import Region, Tile, Tiling
 
 __all__ = [
     "AttentionMap",
@@ -198,12 +198,12 @@ class Canvas:
         ----------
         frame : tuple of int
         tile : Tile
-        probabilities : (K, *tile.read)
+        probabilities : (K, *tile.part)
         coefficients : sequence of array
             Of each mechanism that is kept, as of `Explained`, without the batch.
         """
         view = self._view
-        kept = probabilities[(slice(None), *tile.crop)]
+        kept = probabilities[(slice(None), *_beginning(tile.write))]
         at = view.label_index(frame, tile.write)
         if isinstance(self._labeller, ClassLabeller):
             self.labels[at] = view.to_label_order(self._labeller.label(kept))
@@ -216,10 +216,10 @@ class Canvas:
             self._mechanisms, self._kept, coefficients, strict=True
         ):
             if mechanism.kind in ("gate", "spatial"):
-                crop, write = tile.on_grid(mechanism.scale)
+                _, write = tile.on_grid(mechanism.scale)
                 at = view.label_index(frame, write)
                 for whole, alpha in zip(room, values, strict=True):
-                    whole[at] = view.to_label_order(alpha[crop])
+                    whole[at] = view.to_label_order(alpha[_beginning(write)])
                 continue
             row = (*frame, self._tiles.index(tile))
             is_matrix = mechanism.kind == "transform"
@@ -271,6 +271,11 @@ class Canvas:
             for mechanism, room in zip(self._mechanisms, self._kept, strict=True)
             if mechanism.kind in ("channel", "transform")
         )
+
+
+def _beginning(write: Region) -> Region:
+    """Return what is written of a part, which may reach beyond the image."""
+    return tuple(slice(0, w.stop - w.start) for w in write)
 
 
 def in_pixels(matrix: Floats, tile: Tile) -> npt.NDArray[np.float64]:

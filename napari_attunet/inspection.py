@@ -147,7 +147,7 @@ class Inspection:
         try:
             x = torch.from_numpy(pixels)[None].to(segmenter.device.name)
             with threads(segmenter.threads), torch.inference_mode():
-                self._encoded = network.encode(x)
+                self._encoded = network.encode(x, wanted=self._tiling.one.part)
                 self._learnt = network.decode(self._encoded)
         except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -203,7 +203,7 @@ class Inspection:
         )
 
     def _edits(self, edits: Mapping[int, Edit]) -> dict[int, torch.Tensor]:
-        """Return α of the whole tile that was read, edited within the part."""
+        """Return α to use on the part that is wanted, which may reach beyond it."""
         gates = {
             m.level + 1: i for i, m in enumerate(self.mechanisms) if m.kind == "gate"
         }
@@ -215,7 +215,7 @@ class Inspection:
                 )
             index = gates[level]
             shown = self._learnt.attention[index]
-            crop, write = self._tiling.one.on_grid(self.mechanisms[index].scale)
+            _, write = self._tiling.one.on_grid(self.mechanisms[index].scale)
             shape = tuple(w.stop for w in write)
             values = np.asarray(edit, np.float32)
             if values.ndim and values.shape != self._labels_shape(shape):
@@ -234,7 +234,7 @@ class Inspection:
                 values = values.transpose(lead + order).reshape(shape)
             spread = torch.from_numpy(np.broadcast_to(values, shape).copy())
             spread = spread.to(shown).expand(*shown.shape[:2], *shape)
-            at = (slice(None), slice(None), *crop)
+            at = (slice(None), slice(None), *write)
             alpha = torch.full_like(shown, torch.nan)  # as learnt
             alpha[at] = torch.where(spread == shown[at], torch.nan, spread)
             tensors[level - 1] = alpha
@@ -361,7 +361,7 @@ class _One(Tiling):
         divisor: Sequence[int],
     ) -> None:
         super().__init__(shape, tile=shape, halo=halo, divisor=divisor)
-        read, crop, write = [], [], []
+        read, part, write = [], [], []
         for start, size, padded, whole, margin, factor in zip(
             corner, shape, self.padded_shape, image, self.halo, divisor, strict=True
         ):
@@ -369,9 +369,9 @@ class _One(Tiling):
             before = min(margin, start)
             after = min(margin, end - start - padded)
             read.append(slice(-before, padded + after))
-            crop.append(slice(before, before + size))
+            part.append(slice(before, before + padded))
             write.append(slice(0, size))
-        self.one = Tile(tuple(read), tuple(crop), tuple(write))
+        self.one = Tile(tuple(read), tuple(part), tuple(write))
 
     def __iter__(self) -> Iterator[Tile]:
         """Walk the one tile."""

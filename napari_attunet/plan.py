@@ -21,6 +21,7 @@ from napari_attunet.intensity import (
     choose_channels,
     measure_scaling,
 )
+from napari_attunet.receptive import decoded
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 
 __all__ = [
@@ -40,12 +41,13 @@ SAMPLE_VALUES = 4_000_000
 #: What a tile's activations may take wherever there is so much memory.
 ACTIVATION_BYTES = 512 * 2**20
 
-#: What is read of a tile, in halos, by spatial dimensions: above it larger tiles save
-#: little work any more; below it the halo soon costs more than the image.
-WIDE = {2: 10, 3: 6}
+#: Edge of a tile, in halos, by spatial dimensions: above it larger tiles save little
+#: work any more; below it the halo soon costs more than the image.
+WIDE = {2: 8, 3: 4}
 
-#: Tensors of the finest level that are alive at the same time, in inference.
-LIVE_TENSORS = 6
+#: Tensors of the finest level that are alive at the same time: of all that is read, as
+#: the encoder makes them, and of what is decoded of it.
+ENCODED, DECODED = 3, 6
 
 #: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
 #: more than ten. See docs/tiling.md for the error.
@@ -149,13 +151,24 @@ def activation_bytes(network: NetworkSpec, halo: Sequence[int], free: int) -> in
         Bytes of memory.
     """
     free = 1 << max(0, int(free).bit_length() - 1)
-    wide = _bytes_of([WIDE[network.ndim] * h for h in halo], network)
+    edge = WIDE[network.ndim]
+    wide = _bytes_of([edge * h for h in halo], [(edge + 2) * h for h in halo], network)
     return min(free // 2, max(ACTIVATION_BYTES, min(wide, free // 4)))
 
 
-def _bytes_of(shape: Sequence[int], network: NetworkSpec) -> int:
-    """Return what the activations of so many pixels take."""
-    return 4 * LIVE_TENSORS * network.features[0] * math.prod(shape)
+def _bytes_of(tile: Sequence[int], read: Sequence[int], network: NetworkSpec) -> int:
+    """Return what the activations take at most, of a tile of which so much is read."""
+    joined = read
+    if network.is_local:
+        needs = [decoded(network, a, (0, t - 1))[1] for a, t in enumerate(tile)]
+        joined = [
+            min((last + 1 - first) * stride, n)
+            for (first, last), stride, n in zip(
+                needs, network.strides[0], read, strict=True
+            )
+        ]
+    values = max(ENCODED * math.prod(read), DECODED * math.prod(joined))
+    return 4 * network.features[0] * values
 
 
 def default_tile(
@@ -172,7 +185,7 @@ def default_tile(
         Bytes, as of `activation_bytes`.
     """
     padded = [-(-n // d) * d for n, d in zip(shape, network.divisor, strict=True)]
-    if _bytes_of(padded, network) <= room:
+    if _bytes_of(padded, padded, network) <= room:
         return tuple(padded)
     # The longest axes are cut first, until what is read around a tile fits.
     parts = [1] * network.ndim
@@ -182,7 +195,7 @@ def default_tile(
             for n, p, d in zip(padded, parts, network.divisor, strict=True)
         ]
         read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
-        if _bytes_of(read, network) <= room:
+        if _bytes_of(tile, read, network) <= room:
             return tuple(tile)
         # Smaller than its halo, a tile saves hardly any memory and costs a lot.
         can = [

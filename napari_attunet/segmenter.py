@@ -38,7 +38,7 @@ from napari_attunet.plan import (
 )
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.spec import ObjectSettings
-from napari_attunet.tiling import Tiling
+from napari_attunet.tiling import Tile, Tiling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -341,7 +341,7 @@ class Segmenter:
                 )
                 x = torch.from_numpy(pixels)[None].to(device.name)
                 with threads(self.threads) as thread_count:
-                    probabilities, found = _explain(network, x, kept)
+                    probabilities, found = _explain(network, x, part, kept)
                 canvas.put(frame, part, probabilities, found)
                 del x, probabilities, found
                 if device.name == "cpu":  # else what tiles leave behind piles up
@@ -394,12 +394,12 @@ class _TileTooLarge(Exception):
 
 
 def _explain(
-    network: AttentionUNet, x: torch.Tensor, kept: Sequence[Mechanism]
+    network: AttentionUNet, x: torch.Tensor, tile: Tile, kept: Sequence[Mechanism]
 ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-    """Return (K, *spatial) probabilities and the coefficients to keep of a tile."""
+    """Return probabilities, (K, *tile.part), and the coefficients to keep."""
     try:
         with torch.inference_mode():
-            explained = network.explain(x)
+            explained = network.explain(x, wanted=tile.part)
             found = zip(network.mechanisms, explained.attention, strict=True)
             return (
                 class_probabilities(explained.logits)[0].cpu().numpy(),

@@ -1,4 +1,4 @@
-"""Where to read, what to crop, where to write: an image cut into tiles on a grid."""
+"""Where to read, what to keep, where to write: an image cut into tiles on a grid."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ Region = tuple[slice, ...]
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One tile: what to read, what of it to keep, and where that belongs.
+    """One tile: what to read, what of it is wanted, and where that belongs.
 
     Attributes
     ----------
     read : tuple of slice
         In pixels of the image; may reach beyond it to the right, up to the padded size.
-    crop : tuple of slice
-        What is kept, counted from the start of `read`; nothing beyond the image.
+    part : tuple of slice
+        What of it is wanted, counted from its start; may reach as far.
     write : tuple of slice
-        Where that lies in the image.
+        Where that lies in the image, nothing beyond it.
     """
 
     read: Region
-    crop: Region
+    part: Region
     write: Region
 
     def on_grid(self, scale: int | Sequence[int]) -> tuple[Region, Region]:
-        """Return crop and write in pixels of a coarser grid.
+        """Return part and write in pixels of a coarser grid.
 
         Parameters
         ----------
@@ -45,19 +45,17 @@ class Tile:
         ValueError
             If the tile doesn't lie on the coarse grid.
         """
-        crops, writes = [], []
+        parts, writes = [], []
         scales = _per_axis(scale, len(self.read), "scale")
-        for read, write, factor in zip(self.read, self.write, scales, strict=True):
-            if read.start % factor or read.stop % factor or write.start % factor:
+        for part, write, factor in zip(self.part, self.write, scales, strict=True):
+            if part.start % factor or part.stop % factor or write.start % factor:
                 raise ValueError(
-                    f"A tile reading {read.start}:{read.stop} and writing from "
-                    f"{write.start} does not lie on a grid of {factor} pixels."
+                    f"A tile of which {part.start}:{part.stop} is wanted, and written "
+                    f"from {write.start}, does not lie on a grid of {factor} pixels."
                 )
-            first, last = write.start // factor, -(-write.stop // factor)
-            offset = read.start // factor
-            crops.append(slice(first - offset, last - offset))
-            writes.append(slice(first, last))
-        return tuple(crops), tuple(writes)
+            parts.append(slice(part.start // factor, part.stop // factor))
+            writes.append(slice(write.start // factor, -(-write.stop // factor)))
+        return tuple(parts), tuple(writes)
 
 
 class Tiling:
@@ -73,9 +71,10 @@ class Tiling:
         first  read   [----------------------]                   clamped to 0
                write  [==============]
         second read           [------------------------------]
-               crop           ········[==============]           counted from read
+               part           ········[==============]           counted from read
                write                  [==============]
         last   read                           [--------------]   clamped to padded
+               part                           ········[======]   as well
                write                                  [===]      clipped to the image
                                       <---- tile ----><-halo->
 
@@ -133,8 +132,8 @@ class Tiling:
         """Walk the tiles, the last axis fastest."""
         lines = [self._along(axis) for axis in range(len(self.shape))]
         for parts in itertools.product(*lines):
-            reads, crops, writes = zip(*parts, strict=True)
-            yield Tile(reads, crops, writes)
+            reads, wanted, writes = zip(*parts, strict=True)
+            yield Tile(reads, wanted, writes)
 
     def coarse_shape(self, scale: int | Sequence[int]) -> tuple[int, ...]:
         """Shape of a grid coarser by `scale` that covers the whole image."""
@@ -143,16 +142,16 @@ class Tiling:
         return tuple(-(-size // factor) for size, factor in sizes)
 
     def _along(self, axis: int) -> list[tuple[slice, slice, slice]]:
-        """Read, crop and write of every tile along one axis."""
+        """Read, part and write of every tile along one axis."""
         size, padded = self.shape[axis], self.padded_shape[axis]
         edge, halo = self.tile[axis], self.halo[axis]
         parts = []
         for start in range(0, size, edge):
-            stop = min(start + edge, size)
+            stop = min(start + edge, padded)
             first = max(start - halo, 0)
             last = min(start + edge + halo, padded)
-            crop = slice(start - first, stop - first)
-            parts.append((slice(first, last), crop, slice(start, stop)))
+            part = slice(start - first, stop - first)
+            parts.append((slice(first, last), part, slice(start, min(stop, size))))
         return parts
 
 

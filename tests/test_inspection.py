@@ -209,7 +209,7 @@ def test_a_position_looks_the_same_way_where_the_image_is_turned():
 
 
 def test_a_part_too_large_for_the_memory_is_told(monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     model = make_model()

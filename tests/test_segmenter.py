@@ -406,10 +406,10 @@ def refuse(monkeypatch, most):
     """Let the network run out of memory above so many pixels."""
     explain = AttentionUNet.explain
 
-    def limited(self, x):
+    def limited(self, x, **options):
         if x[0, 0].numel() > most:
             raise torch.OutOfMemoryError("out of memory")
-        return explain(self, x)
+        return explain(self, x, **options)
 
     monkeypatch.setattr(AttentionUNet, "explain", limited)
 
@@ -448,7 +448,7 @@ def test_no_tile_is_mostly_halo_for_want_of_memory():
 def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
     model = make_model()
 
-    def broken(self, x):
+    def broken(self, x, **options):
         raise RuntimeError("something else")
 
     monkeypatch.setattr(AttentionUNet, "explain", broken)
@@ -460,9 +460,12 @@ def test_cancel_takes_effect_at_the_next_tile(monkeypatch):
     model = make_model()
     runs = []
     explain = AttentionUNet.explain
-    monkeypatch.setattr(
-        AttentionUNet, "explain", lambda self, x: (runs.append(1), explain(self, x))[1]
-    )
+
+    def counted(self, x, **options):
+        runs.append(1)
+        return explain(self, x, **options)
+
+    monkeypatch.setattr(AttentionUNet, "explain", counted)
     steps = Segmenter(model, tile=16).steps(make_image((64, 64)))
     for progress in steps:
         if progress.done == 3:
@@ -499,7 +502,11 @@ def test_default_tiles_are_even_and_bounded():
     tile = default_tile(network, (4100, 4100), halo, room)
     assert all(t % 16 == 0 for t in tile)
     read = [t + 2 * h for t, h in zip(tile, halo, strict=True)]
-    assert 4 * plan.LIVE_TENSORS * 16 * read[0] * read[1] <= room
+    assert 4 * 16 * plan.ENCODED * read[0] * read[1] <= room
+    assert 4 * 16 * plan.DECODED * tile[0] * tile[1] <= room
+    # of an image a little larger no more than one tile more along each axis
+    more = default_tile(network, (4100, 4100), halo, room * 0.98)
+    assert tile[0] - 2 * halo[0] < more[0] <= tile[0]
     parts = [-(-4100 // t) for t in tile]
     assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
 

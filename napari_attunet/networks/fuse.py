@@ -31,10 +31,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from napari_attunet.architecture import NetworkSpec
 from napari_attunet.networks.blocks import ConvBlock
 from napari_attunet.networks.gates import AdditiveGate
-from napari_attunet.networks.layers import conv
+from napari_attunet.networks.layers import channels_last, conv
 from napari_attunet.networks.operations import (
     CONVOLUTIONS,
-    LAYOUTS,
     Chain,
     Operation,
     is_plain,
@@ -237,7 +236,7 @@ def _random(convolution: nn.Module, seed: int = 0) -> Tensor:
     ndim = weight.ndim - 2
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(1, channels, *(EDGE,) * ndim, generator=generator)
-    return x.to(weight).contiguous(memory_format=LAYOUTS[ndim])
+    return channels_last(x.to(weight))
 
 
 def _tried(

@@ -6,11 +6,21 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from napari_attunet.architecture import Activation, Norm
 
-__all__ = ["LAYERS", "OPEN_BIAS", "Up", "activation", "conv", "max_pool", "norm"]
+__all__ = [
+    "LAYERS",
+    "OPEN_BIAS",
+    "Up",
+    "activation",
+    "channels_last",
+    "conv",
+    "max_pool",
+    "norm",
+]
 
 
 class _Layers(NamedTuple):
@@ -22,6 +32,7 @@ class _Layers(NamedTuple):
     batch_norm: type[nn.Module]
     instance_norm: type[nn.Module]
     interpolation: str
+    layout: torch.memory_format
 
 
 LAYERS = {
@@ -34,6 +45,7 @@ LAYERS = {
         nn.BatchNorm2d,
         nn.InstanceNorm2d,
         "bilinear",
+        torch.channels_last,
     ),
     3: _Layers(
         nn.Conv3d,
@@ -44,6 +56,7 @@ LAYERS = {
         nn.BatchNorm3d,
         nn.InstanceNorm3d,
         "trilinear",
+        torch.channels_last_3d,
     ),
 }
 
@@ -65,6 +78,16 @@ GROUP_SIZE = 8
 def activation(name: Activation) -> nn.Module:
     """Return a new activation layer."""
     return _ACTIVATIONS[name]()
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return the same, (N, C, *spatial) or a kernel, with its channels last in memory.
+
+    Convolutions pass on the layout of their weights. A single channel lies in either
+    layout as it is, and PyTorch then takes the first: its strides have to say it.
+    """
+    layout = LAYERS[x.ndim - 2].layout
+    return torch.empty_like(x, memory_format=layout).copy_(x)
 
 
 def conv(

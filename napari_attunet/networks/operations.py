@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from napari_attunet.networks.layers import channels_last
 from napari_attunet.networks.winograd import winograd_convolution, winograd_weight
 
 __all__ = [
     "CONVOLUTIONS",
-    "LAYOUTS",
     "Chain",
     "Operation",
     "is_plain",
@@ -23,9 +23,6 @@ __all__ = [
 ]
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-
-#: Channels last in memory, by spatial dimensions.
-LAYOUTS = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 #: Channels on either side from which Winograd's algorithm is faster, on a CPU with
 #: AVX-512: 1.5 times with so many, 2.2 with twice as many, 1.0 with half. Its weights
@@ -93,8 +90,7 @@ class Operation(nn.Module, ABC):
 
     def _hold(self, weight: Tensor, bias: Tensor | None) -> None:
         if weight.ndim in (4, 5):
-            layout = LAYOUTS[weight.ndim - 2]
-            weight = weight.contiguous(memory_format=layout)
+            weight = channels_last(weight)
         self.weight = nn.Parameter(weight.detach(), requires_grad=False)
         self.bias: nn.Parameter | None = None
         if bias is not None:
@@ -250,7 +246,7 @@ class Folded(Operation):
         self.repeat = chain.modules[0] if chain.repeats else nn.Identity()
         self.convolution = chain.convolution.requires_grad_(False)
         weight = self.convolution.get_parameter("weight")
-        weight.data = weight.contiguous(memory_format=LAYOUTS[weight.ndim - 2])
+        weight.data = channels_last(weight)
 
     @classmethod
     def suits(cls, chain: Chain) -> bool:

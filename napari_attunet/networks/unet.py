@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,57 +11,13 @@ from torch import Tensor, nn
 from napari_attunet.architecture import Mechanism, NetworkSpec, Part
 from napari_attunet.errors import DataError
 from napari_attunet.networks.blocks import BlockAttention, ConvBlock
+from napari_attunet.networks.explained import Edits, Encoded, Explained
 from napari_attunet.networks.gates import Gate, MultiGate, Ports
-from napari_attunet.networks.layers import Up, conv, max_pool, norm
+from napari_attunet.networks.layers import Up, channels_last, conv, max_pool, norm
+from napari_attunet.networks.parts import Parts, cut, laid
 from napari_attunet.networks.transformer import SpatialTransformer, inverse, sample
 
-__all__ = ["AttentionUNet", "Edits", "Encoded", "Explained"]
-
-#: α to use instead of what gates find, by level of the skip: (N or 1, G or 1, *spatial
-#: of the gate's own grid), NaN where it is to stay; or one number for everywhere.
-Edits = Mapping[int, Tensor | float]
-
-
-class Encoded(NamedTuple):
-    """What the encoder makes of an image; all that `AttentionUNet.decode` needs.
-
-    Attributes
-    ----------
-    skips : list of Tensor
-        Features of the levels, fine to coarse.
-    bottleneck : Tensor
-        Of the coarsest.
-    coefficients : tuple of Tensor
-        Of the input and the encoder, in the order of `AttentionUNet.mechanisms`.
-    matrix : Tensor, optional
-        Of the spatial transformer.
-    """
-
-    skips: list[Tensor]
-    bottleneck: Tensor
-    coefficients: tuple[Tensor, ...]
-    matrix: Tensor | None
-
-
-class Explained(NamedTuple):
-    """Logits, and how they came about.
-
-    Attributes
-    ----------
-    logits : Tensor, (N, out_channels, *spatial)
-    attention : tuple of Tensor
-        The coefficients of every mechanism, in the order of
-        `AttentionUNet.mechanisms`: ``"gate"`` (N, G, *spatial / scale) and
-        ``"spatial"`` (N, 1, *spatial / scale), in [0, 1]; ``"channel"`` (N, C), in
-        [0, 1]; ``"pairwise"`` queries and keys (N, 2, D, *positions);
-        ``"transform"`` (N, ndim, ndim + 1).
-    auxiliary : tuple of Tensor, (N, out_channels, *spatial / scale of the level)
-        Logits of the deep-supervision heads, fine to coarse; only in training mode.
-    """
-
-    logits: Tensor
-    attention: tuple[Tensor, ...]
-    auxiliary: tuple[Tensor, ...]
+__all__ = ["AttentionUNet"]
 
 
 class AttentionUNet(nn.Module):
@@ -195,23 +150,24 @@ class AttentionUNet(nn.Module):
                 )
 
     def channels_last(self) -> AttentionUNet:
-        """Lay the weights out channels last, which is faster in 2D, and return self.
-
-        Convolutions pass the layout of their weights on to what they compute.
-        """
+        """Lay the weights out channels last, which is faster in 2D, and return self."""
         if self.spec.ndim == 2:
             for parameter in self.parameters():
                 if parameter.ndim == 4:
-                    parameter.data = parameter.data.contiguous(
-                        memory_format=torch.channels_last
-                    )
+                    parameter.data = channels_last(parameter.data)
         return self
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (N, out_channels, *spatial); see `explain`."""
         return self.explain(x).logits
 
-    def explain(self, x: Tensor, edits: Edits | None = None) -> Explained:
+    def explain(
+        self,
+        x: Tensor,
+        edits: Edits | None = None,
+        *,
+        wanted: Sequence[slice] | None = None,
+    ) -> Explained:
         """Return the logits and everything that was attended to on the way.
 
         Parameters
@@ -220,17 +176,22 @@ class AttentionUNet(nn.Module):
             Sizes must be multiples of ``spec.divisor``.
         edits : mapping of int to Tensor or float, optional
             As in `decode`.
+        wanted : sequence of slice, optional
+            A part of x along each spatial axis, from and to multiples of
+            ``spec.divisor``: only that is returned, as it is of all of x, but for
+            rounding; and only what it needs is decoded.
 
         Raises
         ------
         DataError
             If the channels or sizes don't fit the network.
         """
-        return self._decode(self.encode(x), edits or {})
+        return self._decode(self.encode(x, wanted=wanted), edits or {})
 
-    def encode(self, x: Tensor) -> Encoded:
+    def encode(self, x: Tensor, *, wanted: Sequence[slice] | None = None) -> Encoded:
         """Run the encoder alone; see `explain`."""
         self._check(x)
+        parts = Parts(self.spec, x.shape[2:], wanted)
         matrix: Tensor | None = None
         coefficients: tuple[Tensor, ...] = ()
         if self.transformer is not None:
@@ -242,9 +203,10 @@ class AttentionUNet(nn.Module):
                 x = self.pools[level - 1](x)
             x, found = block(x)
             coefficients += found
-            skips.append(x)
-        bottleneck = skips.pop()  # it is no skip
-        return Encoded(skips, bottleneck, coefficients, matrix)
+            if level < self.spec.levels - 1:
+                skips.append(cut(x, parts.joined(level)))
+        bottleneck = cut(x, parts.needed(self.spec.levels - 1))
+        return Encoded(skips, bottleneck, coefficients, matrix, parts)
 
     def decode(self, encoded: Encoded, edits: Edits | None = None) -> Explained:
         """Run the decoder alone, as often as you like.
@@ -254,7 +216,8 @@ class AttentionUNet(nn.Module):
         encoded : Encoded
         edits : mapping of int to Tensor or float, optional
             α to use instead of what the gates find, by level of the skip, 0 the
-            finest: 1.0 opens a gate, 0.0 shuts it, NaN leaves it as it is.
+            finest: 1.0 opens a gate, 0.0 shuts it, NaN leaves it as it is. Around what
+            is wanted, only one number for everywhere changes anything.
 
         Raises
         ------
@@ -265,7 +228,7 @@ class AttentionUNet(nn.Module):
 
     def _decode(self, encoded: Encoded, edits: Edits) -> Explained:
         """Run the decoder and take the skips away, which frees their memory."""
-        skips, x, coefficients, matrix = encoded
+        skips, x, coefficients, matrix, parts = encoded
         del encoded
         unknown = set(edits) - set(range(len(self.gates)))
         if unknown:
@@ -283,28 +246,33 @@ class AttentionUNet(nn.Module):
                 x = torch.cat((skips.pop(), self.ups[level](x)), dim=1)
             else:
                 edited = functools.partial(
-                    _edited, edit=edits.get(level), matrix=matrix
+                    self._edited, level, edits.get(level), matrix, parts
                 )
                 x, alpha = self._joined(level, skips, x, deep, edited)
                 of_gates.append(alpha)
             x, found = self.decoder[level](x)
             of_blocks.append(found)
+            x = cut(x, parts.needed(level), parts.joined(level))
             if self.training and self.spec.deep_supervision and level:
                 auxiliary.append(self.auxiliary_heads[level - 1](x))
-        logits = self.head(x)
+        heads = [self.head(x), *reversed(auxiliary)]
+        if matrix is not None:
+            heads = [SpatialTransformer.restore(logits, matrix) for logits in heads]
+        logits, *auxiliary = (
+            cut(logits, parts.wanted(self.spec.scale(level)), parts.needed(level))
+            for level, logits in enumerate(heads)
+        )
         attention = (*coefficients, *reversed(of_gates))
         attention += tuple(c for found in reversed(of_blocks) for c in found)
-        if matrix is not None:
-            logits, *auxiliary = (
-                SpatialTransformer.restore(t, matrix) for t in (logits, *auxiliary)
-            )
-            attention = tuple(
-                SpatialTransformer.restore(values, matrix)
-                if m.kind in ("gate", "spatial")
-                else values
-                for m, values in zip(self.mechanisms, attention, strict=True)
-            )
-        return Explained(logits, attention, tuple(reversed(auxiliary)))
+        shown = []
+        for mechanism, values in zip(self.mechanisms, attention, strict=True):
+            if mechanism.kind in ("gate", "spatial"):
+                if matrix is not None:
+                    values = SpatialTransformer.restore(values, matrix)
+                place = parts.wanted(mechanism.scale)
+                values = cut(values, place, parts.of(mechanism))
+            shown.append(values)
+        return Explained(logits, tuple(shown), tuple(auxiliary))
 
     def _joined(
         self,
@@ -337,6 +305,29 @@ class AttentionUNet(nn.Module):
         skip = gate.passed(skip, alpha)  # what came in is free now
         return torch.cat((skip, up), dim=1), alpha
 
+    def _edited(
+        self,
+        level: int,
+        edit: Tensor | float | None,
+        matrix: Tensor | None,
+        parts: Parts,
+        alpha: Tensor,
+    ) -> Tensor:
+        """Return α as an edit wants it; see `decode`."""
+        if edit is None:
+            return alpha
+        drawn = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
+        if drawn.ndim:
+            place = parts.wanted(self.spec.gate_scale(level))
+            drawn = laid(drawn, place, parts.gated(level), torch.nan)
+        drawn = drawn.expand(alpha.shape)
+        told = ~drawn.isnan()
+        if matrix is None:
+            return torch.where(told, drawn, alpha)
+        # It was drawn on the image.
+        share = sample(told.to(alpha.dtype), matrix)
+        return alpha * (1 - share) + sample(torch.where(told, drawn, 0), matrix)
+
     @staticmethod
     def in_frame(place: Tensor, matrix: Tensor | None) -> Tensor:
         """Return where a place of the image lies in what the encoder saw.
@@ -366,20 +357,3 @@ class AttentionUNet(nn.Module):
                 f"Sizes must be multiples of {spec.divisor}, got {tuple(x.shape[2:])}: "
                 "pad the image, or let the Segmenter do it."
             )
-
-
-def _edited(
-    alpha: Tensor, edit: Tensor | float | None, matrix: Tensor | None
-) -> Tensor:
-    """Return α as an edit wants it; see `AttentionUNet.decode`."""
-    if edit is None:
-        return alpha
-    wanted = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
-    wanted = wanted.expand(alpha.shape)
-    told = ~wanted.isnan()
-    if matrix is None:
-        return torch.where(told, wanted, alpha)
-    # It was drawn on the image.
-    share = sample(told.to(alpha.dtype), matrix)
-    drawn = sample(torch.where(told, wanted, 0), matrix)
-    return alpha * (1 - share) + drawn

@@ -24,8 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from napari_attunet.devices import available_devices, choose_device
 from napari_attunet.errors import Cancelled, DataError, DeviceError, TrainingError
-from napari_attunet.networks import AttentionUNet
-from napari_attunet.networks.unet import Explained
+from napari_attunet.networks import AttentionUNet, Explained
 
 __all__ = ["Team", "joined"]
 

@@ -1,0 +1,115 @@
+"""A part of the output is what it is in the whole, whatever is left out."""
+
+import pytest
+import torch
+
+from napari_attunet.errors import DataError
+from napari_attunet.networks import AttentionUNet, fused
+from napari_attunet.spec import GateSpec, NetworkSpec
+
+
+def parts_of(spec, cells):
+    """Parts of so many coarsest cells: a corner, one inside, an edge, everything."""
+    d = spec.divisor
+    for first, last in ((0, 1), (cells // 2, cells // 2 + 1), (1, cells), (0, cells)):
+        yield tuple(slice(first * n, last * n) for n in d)
+    # unlike along the axes
+    yield tuple(slice(i * n, (cells - i) * n) for i, n in enumerate(d))
+
+
+def exact(network, image):
+    """Both in double precision, but for the transformer, which knows single only."""
+    if network.spec.transformer is None:
+        network, image = network.double(), image.double()
+    return network, image
+
+
+def assert_is_part(found, expected, mechanisms, wanted):
+    def of(values, scale):
+        places = zip(wanted, scale, strict=True)
+        return values[(..., *(slice(w.start // s, w.stop // s) for w, s in places))]
+
+    precise = expected.logits.dtype == torch.float64
+    close = dict.fromkeys(("rtol", "atol"), 1e-9 if precise else 1e-4)
+    torch.testing.assert_close(
+        found.logits, of(expected.logits, [1] * len(wanted)), **close
+    )
+    pairs = zip(found.attention, expected.attention, mechanisms, strict=True)
+    for ours, theirs, mechanism in pairs:
+        if mechanism.kind in ("gate", "spatial"):
+            theirs = of(theirs, mechanism.scale)
+        torch.testing.assert_close(ours, theirs, **close)
+
+
+def test_a_part_is_what_it_is_in_the_whole(spec, randomised):
+    cells = 7
+    x = torch.rand(1, spec.in_channels, *(cells * d for d in spec.divisor))
+    network, x = exact(randomised(spec), x)
+    with torch.inference_mode():
+        expected = network.explain(x)
+        for wanted in parts_of(spec, cells):
+            found = network.explain(x, wanted=wanted)
+            assert_is_part(found, expected, network.mechanisms, wanted)
+
+
+def test_with_edited_gates_as_well(editable, randomised):
+    network = randomised(editable).double()
+    d, cells = editable.divisor, 5
+    x = torch.rand(1, editable.in_channels, *(cells * n for n in d)).double()
+    wanted = tuple(slice(2 * n, 4 * n) for n in d)
+    scale = editable.gate_scale(0)
+    cell = [n // s for n, s in zip(d, scale, strict=True)]  # of the gate's grid
+    drawn = torch.rand([2 * n for n in cell]).double()
+    drawn[:1] = torch.nan
+    laid = torch.full([cells * n for n in cell], torch.nan).double()
+    laid[tuple(slice(2 * n, 4 * n) for n in cell)] = drawn
+    last = len(network.gates) - 1
+    with torch.inference_mode():
+        for whole, part in (({0: laid}, {0: drawn}), ({last: 0.0}, {last: 0.0})):
+            expected = network.explain(x, whole)
+            found = network.explain(x, part, wanted=wanted)
+            assert_is_part(found, expected, network.mechanisms, wanted)
+
+
+@pytest.mark.parametrize("rewritten", [False, True])
+def test_only_what_the_part_needs_is_decoded(randomised, rewritten):
+    network = randomised(NetworkSpec(features=(4, 6, 8, 10)))
+    network = fused(network) if rewritten else network
+    seen = []
+    for block in network.decoder:
+        block.register_forward_hook(lambda m, args, out: seen.append(out[0].shape[2:]))
+    inner = slice(104, 136)
+    network.explain(torch.rand(1, 1, 240, 240), wanted=(inner, inner))
+    # of the coarsest level three cells more on each side, of the next 5 and 4 pixels
+    assert [tuple(s) for s in seen] == [(20, 20), (28, 28), (40, 40)]
+
+
+def test_the_decoder_runs_again_on_what_was_kept(randomised):
+    spec = NetworkSpec(features=(3, 4, 6), gate=GateSpec(signal="coarse"))
+    network = randomised(spec)
+    x = torch.rand(1, 1, 40, 48)
+    wanted = (slice(8, 16), slice(0, 12))
+    with torch.inference_mode():
+        encoded = network.encode(x, wanted=wanted)
+        for _ in range(2):
+            found = network.decode(encoded)
+            assert found.logits.shape == (1, 1, 8, 12)
+        torch.testing.assert_close(
+            found.logits, network(x)[..., 8:16, :12], rtol=1e-5, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        (slice(0, 8),),
+        (slice(0, 8), slice(2, 8)),
+        (slice(0, 8), slice(8, 8)),
+        (slice(0, 8), slice(8, 20)),
+        (slice(-4, 8), slice(0, 8)),
+    ],
+)
+def test_a_part_off_the_grid_is_refused(wanted):
+    network = AttentionUNet(NetworkSpec(features=(3, 4, 6))).eval()
+    with pytest.raises(DataError, match="multiples of \\(4, 4\\)"):
+        network.explain(torch.rand(1, 1, 16, 16), wanted=wanted)
