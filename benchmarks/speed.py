@@ -17,6 +17,7 @@ does. Images are those of scikit-image. On a GPU the same parts run with --devic
 from __future__ import annotations
 
 import argparse
+import copy
 import functools
 import io
 import json
@@ -32,11 +33,13 @@ import numpy as np
 import skimage.data
 import torch
 from monai.inferers import sliding_window_inference
+from torch import nn
 
 from napari_attunet.architecture import GateSpec, NetworkSpec
 from napari_attunet.devices import choose_device, has_bfloat16, threads
 from napari_attunet.model import Model, load_model
 from napari_attunet.networks import AttentionUNet, fused
+from napari_attunet.networks.layers import conv
 from napari_attunet.plan import prepare
 from napari_attunet.segmenter import Segmenter, class_probabilities
 from napari_attunet.spec import ModelSpec
@@ -71,6 +74,22 @@ def fresh(spec: NetworkSpec) -> AttentionUNet:
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 2, generator=generator)
     return network
+
+
+def as_published(network: AttentionUNet) -> AttentionUNet:
+    """Return a copy that repeats pixels before it convolves them, as others do."""
+    plain = copy.deepcopy(network)
+    for up in plain.ups:
+        (name, merged), *_ = up.named_children()
+        if not hasattr(merged, "repeats"):
+            continue
+        upsample = nn.Upsample(scale_factor=tuple(map(float, merged.repeats)))
+        convolution = conv(
+            merged.weight.ndim - 2, *merged.weight.shape[1::-1], kernel=3, padding=1
+        )
+        convolution.load_state_dict(merged.state_dict())
+        up.register_module(name, nn.Sequential(upsample, convolution))
+    return plain.train(network.training)
 
 
 class Turns:
@@ -163,8 +182,8 @@ def forward(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
         (f"{BUNDLED}, 2.2 M", model.network, tile),
         ("3D, 16 to 128", fresh(VOLUME), volume),
     ):
-        network, x = network.to(args.device), x.to(args.device)
-        ours = fused(network)
+        ours = fused(network.to(args.device))
+        network, x = as_published(network).to(args.device), x.to(args.device)
         runs: dict[str, Callable[[], object]] = {
             "eager": lambda n=network, x=x: n(x),
             "ours": lambda n=ours, x=x: n(x),
@@ -191,9 +210,7 @@ def errors(
 ) -> dict[str, object]:
     """Compare with double precision."""
     found = class_probabilities(ours(x)).double()
-    double = Model.fresh(ModelSpec(name="double", network=network.spec)).network
-    double.load_state_dict(network.state_dict())
-    exact = double.double().to(x.device)(x.double())
+    exact = copy.deepcopy(network).double()(x.double())
     if exact.shape[1] == 1:
         exact = torch.cat((1 - exact.sigmoid(), exact.sigmoid()), 1)
     else:
@@ -214,7 +231,7 @@ def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     pixels = cells(args.image)
     segmenter = Segmenter(model, device=args.device, threads=count)
     x = network_input(model, pixels).to(args.device)
-    network = model.network.to(args.device)
+    network = as_published(model.network).to(args.device)
 
     def monai(overlap: float) -> torch.Tensor:
         return sliding_window_inference(
@@ -238,7 +255,8 @@ def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     what = f"image of {args.image} x {args.image}, {BUNDLED}"
     turns = Turns(runs, args.device).go(max(1, args.rounds // 2))
     rows = turns.rows(what, count)
-    whole = fused(network)(x).argmax(1)[0].cpu().numpy()  # in one piece
+    whole = fused(model.network.to(args.device))(x).argmax(1)[0]  # in one piece
+    whole = whole.cpu().numpy()
     for row in rows:
         row["labels"] = int((found[str(row["who"])] != whole).sum())
     return rows
@@ -250,9 +268,8 @@ def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
 def step_of(network: AttentionUNet, x: torch.Tensor, *, ours: bool):
     """Return what takes one step of training, plainly or as we do it."""
     network = network.train()
-    if ours:
-        network.channels_last()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
+    network = network.channels_last() if ours else as_published(network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=ours or None)
     classes = max(2, network.spec.out_channels)
     generator = torch.Generator().manual_seed(0)
     target = torch.randint(0, classes, (len(x), *x.shape[2:]), generator=generator).to(

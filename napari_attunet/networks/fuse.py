@@ -191,15 +191,10 @@ def _chains(parent: nn.Module) -> Iterator[Chain]:
 def _first_chain(parent: nn.Module, names: Sequence[str]) -> Chain | None:
     """Return the chain that these modules begin with, if they do."""
     modules = [parent.get_submodule(name) for name in names]
-    end, repeats = 0, None
-    if isinstance(modules[0], nn.Upsample) and len(modules) > 1:
-        factors: tuple[float, ...] = modules[0].scale_factor  # type: ignore[assignment]
-        end, repeats = 1, tuple(int(f) for f in factors)
-    convolution = modules[end]
-    kinds = CONVOLUTIONS if repeats else CONVOLUTIONS + _TRANSPOSED
-    if not isinstance(convolution, kinds):
+    convolution, end = modules[0], 1
+    if not isinstance(convolution, CONVOLUTIONS + _TRANSPOSED):
         return None
-    end += 1
+    repeats = getattr(convolution, "repeats", None)
     norm = modules[end] if end < len(modules) else None
     if isinstance(norm, _NORMS):
         transposed = isinstance(convolution, _TRANSPOSED)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from napari_attunet.architecture import Activation, Norm
 
@@ -20,6 +21,8 @@ __all__ = [
     "conv",
     "max_pool",
     "norm",
+    "repeated",
+    "repeated_kernel",
 ]
 
 
@@ -103,6 +106,85 @@ def conv(
     return LAYERS[ndim].conv(in_channels, out_channels, kernel, stride, padding)
 
 
+def repeated_kernel(weight: Tensor, repeats: Sequence[int]) -> Tensor:
+    """Return the kernel of the transposed convolution that needs no repeated pixels.
+
+    A pixel repeated s times meets, in the output pixel that lies j - 1 beyond its
+    first copy, those taps of the 3x3 kernel that fall on any of its copies::
+
+        copies of the pixel      0   1            s = 2
+        output at j = 0  w0 w1  w2                K0 = w2
+        output at j = 1      w0 w1  w2            K1 = w1 + w2
+        output at j = 2         w0  w1 w2         K2 = w0 + w1
+        output at j = 3             w0 w1 w2      K3 = w0
+
+    Parameters
+    ----------
+    weight : Tensor, (out, in, 3, 3) or (out, in, 3, 3, 3)
+    repeats : sequence of int
+        s, along each spatial axis.
+
+    Returns
+    -------
+    Tensor, (in, out, *(s + 2))
+        For a stride of s and a padding of 1.
+    """
+    for axis, count in enumerate(repeats, start=2):
+        taps = weight.unbind(axis)
+        sums = []
+        for j in range(count + 2):
+            first, last = max(0, 2 - j), min(2, count + 1 - j)
+            sums.append(torch.stack(taps[first : last + 1]).sum(0))
+        weight = torch.stack(sums, axis)
+    return weight.transpose(0, 1)
+
+
+def repeated(
+    x: Tensor, kernel: Tensor, bias: Tensor | None, repeats: Sequence[int]
+) -> Tensor:
+    """Return x, (N, C, *spatial), its pixels repeated, under a 3x3 convolution.
+
+    Parameters
+    ----------
+    x : Tensor
+    kernel : Tensor
+        As of `repeated_kernel`.
+    bias : Tensor, (out,), optional
+    repeats : sequence of int
+    """
+    transposed = F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d
+    return transposed(x, kernel, bias, tuple(repeats), padding=1)
+
+
+class _RepeatedConv(nn.Module):
+    """A convolution of repeated pixels, none of which is ever repeated.
+
+    Of the nine multiplications for a pixel, four are left in 2D, eight of 27 in 3D.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self, in_channels: int, out_channels: int, repeats: Sequence[int]
+    ) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.repeats = tuple(repeats)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge and convolve x, (N, C, *spatial)."""
+        kernel = repeated_kernel(self.weight, self.repeats)
+        return repeated(x, kernel, self.bias, self.repeats)
+
+
+class RepeatedConv2d(_RepeatedConv, nn.Conv2d):
+    """Pixels repeated along each axis, and a 3x3 convolution with bias."""
+
+
+class RepeatedConv3d(_RepeatedConv, nn.Conv3d):
+    """The same in three dimensions."""
+
+
 def max_pool(ndim: int, stride: Sequence[int]) -> nn.Module:
     """Return max pooling whose window is its stride."""
     return LAYERS[ndim].max_pool(tuple(stride), tuple(stride))
@@ -123,8 +205,8 @@ def norm(ndim: int, kind: Norm | None, channels: int) -> nn.Module:
 class Up(nn.Sequential):
     """From one level to the next finer: up-sample, convolve, normalise, ReLU.
 
-    ``"nearest"`` repeats pixels and convolves 3x3; ``"transposed"`` is a transposed
-    convolution whose kernel is its stride.
+    ``"nearest"`` repeats pixels and convolves 3x3 (`RepeatedConv2d`); ``"transposed"``
+    is a transposed convolution whose kernel is its stride.
     """
 
     def __init__(
@@ -136,16 +218,17 @@ class Up(nn.Sequential):
         norm_kind: Norm | None,
         upsampling: str,
     ) -> None:
+        super().__init__()
         stride = tuple(stride)
-        steps: list[nn.Module]
         if upsampling == "transposed":
-            transposed = LAYERS[ndim].conv_transpose
-            steps = [transposed(in_channels, out_channels, stride, stride)]
+            enlarge = LAYERS[ndim].conv_transpose(
+                in_channels, out_channels, stride, stride
+            )
+            first = 0
         else:
-            steps = [
-                nn.Upsample(scale_factor=tuple(float(s) for s in stride)),
-                conv(ndim, in_channels, out_channels, kernel=3, padding=1),
-            ]
-        super().__init__(
-            *steps, norm(ndim, norm_kind, out_channels), nn.ReLU(inplace=True)
-        )
+            repeated_conv = {2: RepeatedConv2d, 3: RepeatedConv3d}[ndim]
+            enlarge = repeated_conv(in_channels, out_channels, stride)
+            first = 1  # as where repeating is a step of its own
+        then = (enlarge, norm(ndim, norm_kind, out_channels), nn.ReLU(inplace=True))
+        for index, layer in enumerate(then, start=first):
+            self.add_module(str(index), layer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from napari_attunet.networks.layers import channels_last
+from napari_attunet.networks.layers import (
+    channels_last,
+    repeated,
+    repeated_kernel,
+)
 from napari_attunet.networks.winograd import winograd_convolution, winograd_weight
 
 __all__ = [
@@ -19,7 +22,6 @@ __all__ = [
     "Chain",
     "Operation",
     "is_plain",
-    "repeated_kernel",
 ]
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
@@ -126,8 +128,8 @@ class Repeated(Operation):
     def __init__(self, chain: Chain) -> None:
         super().__init__(chain)
         convolution = chain.convolution
-        self._stride = chain.repeats or ()
-        weight = repeated_kernel(convolution.get_parameter("weight"), self._stride)
+        self._repeats = chain.repeats or ()
+        weight = repeated_kernel(convolution.get_parameter("weight"), self._repeats)
         self._hold(weight, convolution.bias)  # type: ignore[arg-type]
 
     @classmethod
@@ -137,42 +139,7 @@ class Repeated(Operation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Enlarge and convolve x, (N, C, *spatial)."""
-        transposed = F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d
-        y = transposed(x, self.weight, self.bias, self._stride, padding=1)
-        return self._activated(y)
-
-
-def repeated_kernel(weight: Tensor, repeats: Sequence[int]) -> Tensor:
-    """Return the kernel of the transposed convolution that needs no repeated pixels.
-
-    A pixel repeated s times meets, in the output pixel that lies j - 1 beyond its
-    first copy, those taps of the 3x3 kernel that fall on any of its copies::
-
-        copies of the pixel      0   1            s = 2
-        output at j = 0  w0 w1  w2                K0 = w2
-        output at j = 1      w0 w1  w2            K1 = w1 + w2
-        output at j = 2         w0  w1 w2         K2 = w0 + w1
-        output at j = 3             w0 w1 w2      K3 = w0
-
-    Parameters
-    ----------
-    weight : Tensor, (out, in, 3, 3) or (out, in, 3, 3, 3)
-    repeats : sequence of int
-        s, along each spatial axis.
-
-    Returns
-    -------
-    Tensor, (in, out, *(s + 2))
-        For a stride of s and a padding of 1.
-    """
-    for axis, count in enumerate(repeats, start=2):
-        taps = weight.unbind(axis)
-        sums = []
-        for j in range(count + 2):
-            first, last = max(0, 2 - j), min(2, count + 1 - j)
-            sums.append(torch.stack(taps[first : last + 1]).sum(0))
-        weight = torch.stack(sums, axis)
-    return weight.transpose(0, 1)
+        return self._activated(repeated(x, self.weight, self.bias, self._repeats))
 
 
 class Winograd(Operation):
@@ -243,7 +210,6 @@ class Folded(Operation):
 
     def __init__(self, chain: Chain) -> None:
         super().__init__(chain)
-        self.repeat = chain.modules[0] if chain.repeats else nn.Identity()
         self.convolution = chain.convolution.requires_grad_(False)
         weight = self.convolution.get_parameter("weight")
         weight.data = channels_last(weight)
@@ -255,4 +221,4 @@ class Folded(Operation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x, (N, C, *spatial)."""
-        return self._activated(self.convolution(self.repeat(x)))
+        return self._activated(self.convolution(x))

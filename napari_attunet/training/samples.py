@@ -7,8 +7,10 @@ training sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +137,7 @@ class CropSampler:
                 "Nothing is known of any pixel: label something to learn from."
             )
         # Rich images teach more, but not in proportion: neighbours repeat each other.
-        wealth = [np.sqrt(max(1, _count(f))) for f in self._frames]
+        wealth = [np.sqrt(max(1, f.count)) for f in self._frames]
         self._chance = np.asarray(wealth) / np.sum(wealth)
         self._crop = _usable_crop(settings, spec)
         self._vary = intensity_transform(settings.augmentation)
@@ -149,6 +151,17 @@ class CropSampler:
         ]
         images, targets, weights = zip(*crops, strict=True)
         return Batch(torch.stack(images), torch.stack(targets), torch.stack(weights))
+
+    def batches(
+        self, first: int, part: Sequence[int] | None = None
+    ) -> Generator[Batch]:
+        """Yield the batches from a step on; the next is drawn while you use one."""
+        with ThreadPoolExecutor(1) as thread:
+            coming = thread.submit(self.batch, first, part)
+            for step in itertools.count(first + 1):
+                batch = coming.result()
+                coming = thread.submit(self.batch, step, part)
+                yield batch
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         frame = self._frames[rng.choice(len(self._frames), p=self._chance)]
@@ -278,8 +291,10 @@ class _Frame:
     ----------
     image : array of float32, (C, *spatial)
         As the network takes it.
-    labels : array of int32, (*spatial)
-    weight : array of float32, (*spatial), optional
+    drawn : array of float32, (2, *spatial)
+        Numbers of objects or classes, and how much they count.
+    count : int
+        Objects or classes that it teaches.
     known : array of int, (n,)
         Flat indices of what is known; empty if that is everything.
     labelled : array of int, (n,)
@@ -287,8 +302,8 @@ class _Frame:
     """
 
     image: npt.NDArray[np.float32]
-    labels: npt.NDArray[np.int32]
-    weight: npt.NDArray[np.float32] | None
+    drawn: npt.NDArray[np.float32]
+    count: int
     known: npt.NDArray[np.intp]
     labelled: npt.NDArray[np.intp]
 
@@ -297,15 +312,7 @@ class _Frame:
     ) -> npt.NDArray[np.float64]:
         """Return the centre of a random pixel of those."""
         index = indices[rng.integers(indices.size)]
-        return np.asarray(np.unravel_index(index, self.labels.shape), float) + 0.5
-
-
-def _count(frame: _Frame) -> int:
-    """Return how many objects or classes a frame teaches."""
-    labels = frame.labels.ravel()
-    if frame.known.size:
-        labels = labels[frame.known]
-    return int(np.count_nonzero(np.bincount(labels)[1:]))
+        return np.asarray(np.unravel_index(index, self.drawn.shape[1:]), float) + 0.5
 
 
 def _frames(pair: Pair, spec: ModelSpec) -> list[_Frame]:
@@ -325,18 +332,26 @@ def _frames(pair: Pair, spec: ModelSpec) -> list[_Frame]:
         weights = ImageView(pair.weight, view.label_axes, ndim=ndim)
     found = []
     for frame in view.frames():
-        weight, known = None, np.empty(0, np.intp)
+        labels = label_view.read(frame, whole)[0].astype(np.int32)
+        weight, known = np.ones(labels.shape, np.float32), np.empty(0, np.intp)
         if weights is not None:
             weight = np.ascontiguousarray(weights.read(frame, whole)[0], np.float32)
             known = np.flatnonzero(weight)
             if not known.size:
                 continue
         image = scale(mix(view.read(frame, whole)))
-        drawn = label_view.read(frame, whole)[0].astype(np.int32)
-        if known.size == drawn.size:
+        if known.size == labels.size:
             known = known[:0]
-        labelled = np.flatnonzero(drawn if weight is None else drawn * (weight >= SURE))
-        found.append(_Frame(image, drawn, weight, known, labelled))
+        taught = np.bincount(labels.ravel()[known] if known.size else labels.ravel())
+        found.append(
+            _Frame(
+                image=image,
+                drawn=np.stack((labels.astype(np.float32), weight)),
+                count=int(np.count_nonzero(taught[1:])),
+                known=known,
+                labelled=np.flatnonzero(labels * (weight >= SURE)),
+            )
+        )
     return found
 
 
@@ -350,7 +365,7 @@ def _warp(
 
     Pixels (C, *crop), labels and weight (*crop).
     """
-    size = np.asarray(frame.labels.shape, float)
+    size = np.asarray(frame.drawn.shape[1:], float)
     reach = np.abs(matrix) @ np.asarray(crop) / 2  # half the crop's box in the source
     room = np.maximum(size / 2 - reach, 0)
     shown = frame.known
@@ -372,12 +387,8 @@ def _warp(
     pixels = F.grid_sample(
         source, grid, mode="bilinear", padding_mode="reflection", align_corners=False
     )
-    numbers = torch.from_numpy(frame.labels).float()
-    weight = torch.ones_like(numbers)
-    if frame.weight is not None:
-        weight = torch.from_numpy(frame.weight)
     drawn = F.grid_sample(
-        torch.stack((numbers, weight))[None],
+        torch.from_numpy(frame.drawn)[None],
         grid,
         mode="nearest",
         padding_mode="reflection",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,6 +27,7 @@ from napari_attunet.spec import ModelSpec
 from napari_attunet.training.distributed import Team
 from napari_attunet.training.losses import segmentation_loss
 from napari_attunet.training.samples import (
+    Batch,
     CropSampler,
     Pair,
     check_labels,
@@ -127,15 +129,18 @@ def train(
         state.restore(saved)
     began = time.perf_counter()
 
+    batches = sampler.batches(state.step, team.part(settings.batch_size))
+
     def advance() -> float:
         with threads(thread_count):
-            return state.advance(sampler)
+            return state.advance(next(batches))
 
     if not team.leads:
-        for _ in team.follow(advance):
-            yield Progress(state.step, settings.steps, "Training")
+        with contextlib.closing(batches):
+            for _ in team.follow(advance):
+                yield Progress(state.step, settings.steps, "Training")
         return Model.from_weights(*team.of_first(lambda: (spec, state.best_weights)))
-    with team.leading():
+    with team.leading(), contextlib.closing(batches):
         saved_at = shown_at = time.monotonic()
         pause = CHECKPOINT_SECONDS
         while state.step < settings.steps:
@@ -258,6 +263,7 @@ class _State:
             [p for p in self.network.parameters() if p.requires_grad],
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            fused=device.split(":")[0] in ("cpu", "cuda") or None,
         )
         self.step = 0
         self.rate = 0.0
@@ -267,11 +273,10 @@ class _State:
         self.best_scores: dict[str, float] = {}
         self.best_weights = self._weights()
 
-    def advance(self, sampler: CropSampler) -> float:
+    def advance(self, batch: Batch) -> float:
         """Take one optimiser step, on this process's part, and return its loss."""
         settings, team = self._settings, self._team
         count = settings.batch_size
-        batch = sampler.batch(self.step, team.part(count))
         self.rate = settings.learning_rate * _schedule(self.step, settings)
         for group in self._optimizer.param_groups:
             group["lr"] = self.rate

@@ -10,7 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from napari_attunet.networks import fuse, fused, operations
-from napari_attunet.networks.operations import repeated_kernel
+from napari_attunet.networks.layers import (
+    RepeatedConv2d,
+    RepeatedConv3d,
+    repeated_kernel,
+)
 from napari_attunet.spec import GateSpec, NetworkSpec
 
 THREE_LEVELS = NetworkSpec(features=(16, 20, 24), in_channels=2, out_channels=3)
@@ -53,10 +57,21 @@ def test_no_pixel_need_be_repeated(repeats, seed):
     convolve = F.conv2d if ndim == 2 else F.conv3d
     transposed = F.conv_transpose2d if ndim == 2 else F.conv_transpose3d
     kernel = repeated_kernel(weight, repeats)
+    expected = convolve(larger, weight, padding=1)
     torch.testing.assert_close(
-        transposed(x, kernel, stride=tuple(repeats), padding=1),
-        convolve(larger, weight, padding=1),
+        transposed(x, kernel, stride=tuple(repeats), padding=1), expected
     )
+    layer = (RepeatedConv2d if ndim == 2 else RepeatedConv3d)(3, 4, repeats)
+    layer.weight.data = weight.requires_grad_()
+    torch.nn.init.zeros_(layer.bias)
+    found = layer.double()(x)
+    torch.testing.assert_close(found, expected)
+    # what it learns is the same as well
+    down = torch.randn_like(expected)
+    (ours,) = torch.autograd.grad((found * down).sum(), layer.weight)
+    again = convolve(larger, weight, padding=1)
+    (theirs,) = torch.autograd.grad((again * down).sum(), weight)
+    torch.testing.assert_close(ours, theirs)
 
 
 def kinds_in(network):
@@ -68,7 +83,8 @@ def test_what_is_saved(randomised, ndim):
     spec = NetworkSpec(ndim=ndim, features=(4, 6))
     kinds = kinds_in(fused(randomised(spec)))
     assert {"Matrix", "Repeated", "OneDNN"} <= kinds
-    wasted = {"BatchNorm2d", "BatchNorm3d", "Upsample", "Conv2d", "Conv3d"}
+    wasted = {"BatchNorm2d", "BatchNorm3d", "Conv2d", "Conv3d"}
+    wasted |= {"RepeatedConv2d", "RepeatedConv3d"}
     assert not kinds & wasted
 
 
@@ -121,7 +137,7 @@ def test_an_operation_that_fails_is_not_used(randomised, monkeypatch, caplog, fa
         faster = fused(network)
         assert_same(faster.explain(x), network.explain(x))
     assert len(caplog.records) == 2  # once for each step up
-    assert "Repeated is not used for Upsample + Conv2d" in caplog.text
+    assert "Repeated is not used for RepeatedConv2d + BatchNorm2d" in caplog.text
     assert not any(isinstance(m, nn.BatchNorm2d) for m in faster.modules())
 
 

@@ -1,6 +1,8 @@
 """Crops: image and labels move together, and a batch depends on its step alone."""
 
+import contextlib
 import dataclasses
+import threading
 
 import numpy as np
 import pytest
@@ -51,6 +53,34 @@ def test_image_and_labels_move_together(ndim):
     ]
     assert min(agree) > 0.97  # linear and nearest interpolation differ at edges
     assert {int(c) for c in sampler.batch(0).targets.unique()} == {0, 1, 2}
+
+
+def test_batches_drawn_ahead_are_those_of_their_steps():
+    before = threading.active_count()
+    sampler = CropSampler([make_pair()], make_spec(), SETTINGS)
+    with contextlib.closing(sampler.batches(3, [0, 2])) as batches:
+        for step in range(3, 7):
+            ours, theirs = next(batches), sampler.batch(step, [0, 2])
+            assert torch.equal(ours.images, theirs.images)
+            assert torch.equal(ours.targets, theirs.targets)
+    assert threading.active_count() == before
+
+
+def test_what_fails_ahead_is_told_when_its_turn_comes(monkeypatch):
+    sampler = CropSampler([make_pair()], make_spec(), SETTINGS)
+    batch = sampler.batch
+
+    def failing(step, part):
+        if step == 2:
+            raise ZeroDivisionError
+        return batch(step, part)
+
+    monkeypatch.setattr(sampler, "batch", failing)
+    batches = sampler.batches(0)
+    for _ in range(2):
+        next(batches)
+    with pytest.raises(ZeroDivisionError):
+        next(batches)
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
