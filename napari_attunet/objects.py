@@ -12,6 +12,7 @@ plus boundary is the whole object. The idea is that of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,7 +36,7 @@ SMOOTHING, SMOOTHING_REACH = 1.0, 4
 #: Distances to the edge are told apart up to so many pixels: larger objects than that
 #: have no necks worth looking for.
 FARTHEST = 96
-#: Rows of which distances are computed at once.
+#: Rows that are worked on at once, so that memory follows them and not the image.
 SLAB = 512
 #: Less than this is no difference between two distances.
 ROUNDING = 1e-4
@@ -108,10 +109,10 @@ def object_labels(
         )
     if interior.size == 0:
         return np.zeros(interior.shape, np.int32)
-    total = np.add(interior, boundary, dtype=np.float32)
-    foreground = total >= settings.foreground_threshold
-    del total
-    labels = _components(foreground)
+    foreground = np.empty(interior.shape, bool)
+    for rows in _slabs(interior):
+        total = np.add(interior[rows], boundary[rows], dtype=np.float32)
+        foreground[rows] = total >= settings.foreground_threshold
     # In `object_targets`, interiors of two objects never share a face or an edge (the
     # pixels between would have to belong to both): such neighbours are one seed.
     seeds = _components(
@@ -122,12 +123,14 @@ def object_labels(
             # A doubtful spot inside an object would be an edge to its distance map.
             _fill_holes(seeds)
         _part_necks(seeds, settings.split_depth)
+    labels = _components(foreground)
     del foreground
     _split(labels, seeds, interior)
     del seeds
     if settings.fill_holes:
         _fill_holes(labels)
-    return _renumber(labels, min_size=settings.min_size)
+    _renumber(labels, min_size=settings.min_size)
+    return labels
 
 
 def object_targets(
@@ -186,6 +189,12 @@ def object_targets(
     return targets
 
 
+def _slabs(image: npt.NDArray[Any], more: int = 0) -> Iterator[slice]:
+    """Yield slices of rows, each with so many more below as there are."""
+    for start in range(0, len(image), SLAB):
+        yield slice(start, min(start + SLAB + more, len(image)))
+
+
 def _components(mask: npt.NDArray[np.bool_], *, diagonals: bool = False) -> Labels:
     """Number the connected parts of a mask, neighbours sharing a face or an edge."""
     neighbours = ndimage.generate_binary_structure(mask.ndim, 2 if diagonals else 1)
@@ -202,60 +211,86 @@ def _part_necks(seeds: Labels, depth: float) -> None:
     algorithms to the segmentation of clustered nuclei",
     https://doi.org/10.1002/(SICI)1097-0320(19970801)28:4%3C289::AID-CYTO3%3E3.0.CO;2-7
     """
+    seeded = seeds > 0
+    boxes = ndimage.find_objects(seeds)
+    starts = np.array([box[0].start for box in boxes], int)
+    last = len(boxes)
+    for slab in _slabs(seeds):
+        begun = np.flatnonzero((starts >= slab.start) & (starts < slab.stop))
+        if begun.size:
+            rows = slice(slab.start, max(boxes[i][0].stop for i in begun))
+            last = _part_in_rows(seeds, seeded, rows, begun + 1, boxes, depth, last)
+
+
+def _part_in_rows(
+    seeds: Labels,
+    seeded: npt.NDArray[np.bool_],
+    rows: slice,
+    numbers: npt.NDArray[np.intp],
+    boxes: list[tuple[slice, ...]],
+    depth: float,
+    last: int,
+) -> int:
+    """Divide some seeds, all of whose pixels lie in these rows.
+
+    Returns the last number that is in use.
+    """
     from skimage.morphology import reconstruction
     from skimage.segmentation import watershed
 
-    distance = _edge_distance(seeds)
-    height = np.zeros(int(seeds.max(initial=0)) + 1, np.float32)
-    np.maximum.at(height, seeds, distance)
-    seeds[height[seeds] < depth - ROUNDING] = 0
+    low, high = max(rows.start - 1, 0), min(rows.stop + 1, len(seeds))
+    distance = _edge_distance(seeded, slice(low, high))
     neighbours = np.ones((3,) * seeds.ndim, bool)
+    is_peak = ndimage.maximum_filter(distance, footprint=neighbours) <= distance
+    inner = slice(rows.start - low, rows.stop - low)
+    distance, is_peak = distance[inner], is_peak[inner]
+    here = seeds[rows]
+    ours = np.zeros(int(here.max(initial=0)) + 1, bool)
+    ours[numbers] = True
+    height = np.zeros(ours.size, np.float32)
+    np.maximum.at(height, here, distance)
+    thin = ours & (height < depth - ROUNDING)
+    here[thin[here]] = 0
+    ours[0] = False
     # Most seeds have one peak and are done with; only the others are looked into.
-    peaks = (ndimage.maximum_filter(distance, footprint=neighbours) <= distance) & (
-        seeds > 0
-    )
-    peak_numbers = _components(peaks, diagonals=True)
-    last = int(seeds.max(initial=0))
-    lowest, highest = _extrema(seeds[peaks], peak_numbers[peaks], last)
-    del peaks, peak_numbers
-    boxes = ndimage.find_objects(seeds)
+    is_peak &= ours[here]
+    peaks = _components(is_peak, diagonals=True)
+    lowest, highest = _extrema(here[is_peak], peaks[is_peak], ours.size - 1)
     for seed in np.flatnonzero(lowest < highest):
-        if seed == 0:
-            continue
-        box = boxes[seed - 1]
-        here = seeds[box] == seed
-        local = np.where(here, distance[box], 0).astype(np.float64)
+        first, *others = boxes[seed - 1]
+        box = (slice(first.start - rows.start, first.stop - rows.start), *others)
+        mask = here[box] == seed
+        local = np.where(mask, distance[box], 0).astype(np.float64)
         domes_of = local - reconstruction(np.maximum(local - depth, 0), local)
         domes = _components(domes_of > ROUNDING, diagonals=True)
         count = int(domes.max())
         rise = ndimage.maximum(domes_of, domes, np.arange(1, count + 1))
-        high = np.flatnonzero(rise >= depth - ROUNDING) + 1
-        if high.size < 2:
+        high_enough = np.flatnonzero(rise >= depth - ROUNDING) + 1
+        if high_enough.size < 2:
             continue
-        domes[~np.isin(domes, high)] = 0
-        parts = watershed(-local, markers=domes, mask=here)
-        seeds[box][here] = parts[here] + last
+        domes[~np.isin(domes, high_enough)] = 0
+        parts = watershed(-local, markers=domes, mask=mask)
+        here[box][mask] = parts[mask] + last
         last += count
+    return last
 
 
-def _edge_distance(seeds: Labels) -> npt.NDArray[np.float32]:
+def _edge_distance(
+    seeded: npt.NDArray[np.bool_], rows: slice
+) -> npt.NDArray[np.float32]:
     """Return the smoothed distance of each pixel of a seed to the seed's edge.
 
-    Computed in slabs, so that memory stays bounded. Distances are cut off at
-    `FARTHEST`, which makes the slabs' result that of the whole.
+    Of these rows, as it is in the whole image: distances are cut off at `FARTHEST`.
     """
-    distance = np.empty(seeds.shape, np.float32)
     margin = FARTHEST + SMOOTHING_REACH
-    for start in range(0, len(seeds), SLAB):
-        stop = min(start + SLAB, len(seeds))
-        low, high = max(start - margin, 0), min(stop + margin, len(seeds))
-        # The image's border is an edge like any other.
-        inside = np.pad(seeds[low:high] > 0, 1)
-        slab = ndimage.distance_transform_edt(inside)[(slice(1, -1),) * seeds.ndim]
-        slab = np.minimum(slab, FARTHEST)
-        slab = ndimage.gaussian_filter(slab, SMOOTHING, radius=SMOOTHING_REACH)
-        distance[start:stop] = slab[start - low : stop - low]
-    return distance
+    low, high = max(rows.start - margin, 0), min(rows.stop + margin, len(seeded))
+    # The image's border is an edge like any other.
+    inside = np.pad(seeded[low:high], 1)
+    distance = ndimage.distance_transform_edt(inside)[(slice(1, -1),) * seeded.ndim]
+    distance = np.minimum(distance, FARTHEST)
+    distance = ndimage.gaussian_filter(distance, SMOOTHING, radius=SMOOTHING_REACH)
+    smooth: npt.NDArray[np.float32] = distance.astype(np.float32)
+    return smooth[rows.start - low : rows.stop - low]
 
 
 def _split(
@@ -264,17 +299,26 @@ def _split(
     """Divide, in place, every region that holds more than one seed."""
     from skimage.segmentation import watershed
 
-    seeded = seeds > 0
     last_seed = int(seeds.max())
-    lowest, highest = _extrema(seeds[seeded], regions[seeded], last_seed)
-    astride = seeded & (lowest < highest)[seeds]  # across an edge, in two regions
+    lowest, highest = _bounds(last_seed)
+    for rows in _slabs(seeds):
+        seeded = seeds[rows] > 0
+        _extend(lowest, highest, seeds[rows][seeded], regions[rows][seeded])
+    astride = lowest < highest  # across an edge, in two regions
     if astride.any():
-        pairs = np.stack([seeds[astride], regions[astride]])
+        found = [
+            np.flatnonzero(astride[seeds[rows]]) + rows.start * seeds[0].size
+            for rows in _slabs(seeds)
+        ]
+        at = np.concatenate(found)
+        pairs = np.stack([seeds.flat[at], regions.flat[at]])
         _, number = np.unique(pairs, axis=1, return_inverse=True)
-        seeds[astride] = last_seed + 1 + number.ravel()
+        seeds.flat[at] = last_seed + 1 + number.ravel()
         last_seed = int(seeds.max())
     region_of_seed = np.zeros(last_seed + 1, np.int32)
-    region_of_seed[seeds[seeded]] = regions[seeded]
+    for rows in _slabs(seeds):
+        seeded = seeds[rows] > 0
+        region_of_seed[seeds[rows][seeded]] = regions[rows][seeded]
     last_region = int(regions.max())
     seeds_in_region = np.bincount(region_of_seed, minlength=last_region + 1)
     seeds_in_region[0] = 0
@@ -296,15 +340,25 @@ def _split(
         regions[box][here] = parts[here] + last_region
 
 
-def _extrema(groups: Labels, values: Labels, last: int) -> tuple[Labels, Labels]:
-    """Return the lowest and the highest value of each group from 0 to ``last``.
+def _bounds(last: int) -> tuple[Labels, Labels]:
+    """Return lowest and highest values of groups from 0 to ``last`` without any yet.
 
-    Of a group without values, the lowest is above the highest, which is 0.
+    The lowest is above the highest, which is 0.
     """
     lowest = np.full(last + 1, np.iinfo(np.int32).max, np.int32)
-    highest = np.zeros(last + 1, np.int32)
+    return lowest, np.zeros(last + 1, np.int32)
+
+
+def _extend(lowest: Labels, highest: Labels, groups: Labels, values: Labels) -> None:
+    """Widen, in place, the bounds of groups by some of their values."""
     np.minimum.at(lowest, groups, values)
     np.maximum.at(highest, groups, values)
+
+
+def _extrema(groups: Labels, values: Labels, last: int) -> tuple[Labels, Labels]:
+    """Return the lowest and the highest value of each group, as `_bounds`."""
+    lowest, highest = _bounds(last)
+    _extend(lowest, highest, groups, values)
     return lowest, highest
 
 
@@ -316,27 +370,30 @@ def _fill_holes(labels: Labels) -> None:
     holes = _components(labels == 0)
     last = int(holes.max())
     closed = np.ones(last + 1, bool)
-    lowest = np.full(last + 1, np.iinfo(np.int32).max, np.int32)
-    highest = np.zeros(last + 1, np.int32)
     for axis in range(labels.ndim):
         by_axis = np.moveaxis(holes, axis, 0)
         closed[by_axis[0]] = closed[by_axis[-1]] = False
-        before = (slice(None),) * axis + (slice(None, -1),)
-        after = (slice(None),) * axis + (slice(1, None),)
-        for hole_side, object_side in ((before, after), (after, before)):
-            hole, neighbour = holes[hole_side], labels[object_side]
-            meets = (hole > 0) & (neighbour > 0)
-            low, high = _extrema(hole[meets], neighbour[meets], last)
-            lowest, highest = np.minimum(lowest, low), np.maximum(highest, high)
+    lowest, highest = _bounds(last)
+    for rows in _slabs(labels, more=1):
+        for axis in range(labels.ndim):
+            before = (slice(None),) * axis + (slice(None, -1),)
+            after = (slice(None),) * axis + (slice(1, None),)
+            for hole_side, object_side in ((before, after), (after, before)):
+                hole, neighbour = holes[rows][hole_side], labels[rows][object_side]
+                meets = (hole > 0) & (neighbour > 0)
+                _extend(lowest, highest, hole[meets], neighbour[meets])
     filling = np.where(closed & (lowest == highest), highest, 0)
     filling[0] = 0
-    labels += filling[holes]
+    for rows in _slabs(labels):
+        labels[rows] += filling[holes[rows]]
 
 
-def _renumber(labels: Labels, *, min_size: int) -> Labels:
-    """Number the objects of at least ``min_size`` pixels from 1 without a gap."""
-    sizes = np.bincount(labels.ravel())
+def _renumber(labels: Labels, *, min_size: int) -> None:
+    """Number, in place, the objects of at least ``min_size`` pixels without a gap."""
+    sizes = np.zeros(int(labels.max()) + 1, np.intp)
+    for rows in _slabs(labels):
+        sizes += np.bincount(labels[rows].ravel(), minlength=sizes.size)
     kept = (sizes >= max(1, min_size)) & (np.arange(sizes.size) > 0)
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
-    renumbered: Labels = numbers[labels]
-    return renumbered
+    for rows in _slabs(labels):
+        labels[rows] = numbers[labels[rows]]
