@@ -4,7 +4,7 @@ Every rival runs in the same process, on the same weights, in turns with ours (A
 B): ratios are medians over the rounds, with the smallest and the largest. Memory is
 measured in a fresh process each.
 
-    python benchmarks/speed.py [--parts forward,image,gates,training,area,start]
+    python benchmarks/speed.py [--parts forward,image,fast,gates,training,area,start]
         [--threads 1,2] [--rounds 7] [--device cpu] [--json FILE]
 
 Rivals: the network as it stands, in PyTorch's own layout (eager; for the reference
@@ -36,9 +36,9 @@ from monai.inferers import sliding_window_inference
 from torch import nn
 
 from napari_attunet.architecture import GateSpec, NetworkSpec
-from napari_attunet.devices import choose_device, has_bfloat16, threads
+from napari_attunet.devices import Device, choose_device, has_bfloat16, threads
 from napari_attunet.model import Model, load_model
-from napari_attunet.networks import AttentionUNet, fused
+from napari_attunet.networks import AttentionUNet, FusedUNet, fused
 from napari_attunet.networks.layers import conv
 from napari_attunet.plan import prepare
 from napari_attunet.segmenter import Segmenter, class_probabilities
@@ -262,6 +262,44 @@ def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     return rows
 
 
+class Half(Segmenter):
+    """Computes in bfloat16, also where the device only emulates it."""
+
+    def network_on(self, device: Device) -> FusedUNet:
+        if device.name not in self._networks:
+            self._networks[device.name] = fused(self.model.network, torch.bfloat16)
+        return self._networks[device.name].to(device.name)
+
+
+def fast(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Segment real images in half the bits; count the pixels that change class."""
+    if not has_bfloat16(args.device):
+        print(f"{args.device} emulates bfloat16: the times of it mean nothing")
+    rows = []
+    for name, pictures in (
+        (BUNDLED, ("cell", "coins")),
+        ("nuclei-histology", ("immunohistochemistry", "retina")),
+    ):
+        model = load_model(name)
+        places = {"device": args.device, "threads": count}
+        exact = Segmenter(model, **places, precision="exact")
+        half = Half(model, **places)
+        for picture in pictures:
+            pixels = getattr(skimage.data, picture)()
+            options = {"output": "classes", "probabilities": True}
+            runs = {
+                "float32": functools.partial(exact.segment, pixels, **options),
+                "bfloat16": functools.partial(half.segment, pixels, **options),
+            }
+            one, other = (run() for run in runs.values())
+            found = Turns(runs, args.device).go(max(1, args.rounds // 3))
+            rows += found.rows(f"{picture}, {name}", count)
+            changed = (one.labels != other.labels).mean()
+            error = np.abs(one.probabilities - other.probabilities).max()
+            rows[-1] |= {"labels": f"{changed:.1e} of them", "error": float(error)}
+    return rows
+
+
 # --- gates, training --------------------------------------------------------------
 
 
@@ -424,6 +462,7 @@ def start(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
 PARTS = {
     "forward": forward,
     "image": image,
+    "fast": fast,
     "gates": gates,
     "training": training,
     "area": area,

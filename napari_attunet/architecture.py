@@ -16,6 +16,7 @@ __all__ = [
     "ATTENTION",
     "FEATURES",
     "GATES",
+    "PRECISIONS",
     "SIGNALS",
     "WHERE",
     "AttentionSpec",
@@ -45,6 +46,8 @@ FEATURES = (16, 32, 64, 128, 256)
 #: What is registered, for choices that cannot wait for PyTorch.
 GATES = ("additive", "grid", "multiplicative")
 ATTENTION = ("cbam", "cbam-channel", "cbam-spatial", "eca", "se", "self")
+#: How a network may compute: exactly, in half the bits, or as suits the device.
+PRECISIONS = ("auto", "exact", "fast")
 SIGNALS: tuple[str, ...] = get_args(Signal)
 WHERE: tuple[str, ...] = get_args(Where)
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from napari_attunet.architecture import Kind, Mechanism
 from napari_attunet.axes import ImageView
-from napari_attunet.objects import class_labels, object_labels
+from napari_attunet.objects import class_labels, objects_within
 from napari_attunet.spec import ObjectSettings
 from napari_attunet.tiling import Region, Tile, Tiling
 
@@ -96,26 +96,31 @@ class ClassLabeller:
 
 @dataclass(frozen=True, slots=True)
 class ObjectLabeller:
-    """Objects are told apart on the whole frame, from two probabilities."""
+    """Objects are told apart on the whole frame, from interiors and foreground."""
 
     settings: ObjectSettings
     has_boundary: bool
 
-    def keep(self, probabilities: Floats) -> Floats:
-        """Return interior and boundary, (2, *spatial), of (K, *spatial).
+    def keep(self, probabilities: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        """Return of (K, *spatial) how probable interiors are, and where objects are.
 
         A model of classes has no boundary: all of its foreground is interior.
         """
-        if self.has_boundary:
-            return probabilities[[self.settings.interior, self.settings.boundary]]
-        interior = 1 - probabilities[0]
-        return np.stack((interior, np.zeros_like(interior)))
+        if not self.has_boundary:
+            interior = found = 1 - probabilities[0]
+        else:
+            interior = probabilities[self.settings.interior]
+            found = interior + probabilities[self.settings.boundary]
+        return interior, found >= self.settings.foreground_threshold
 
     def label(
-        self, frame: npt.NDArray[np.float16], first: int
+        self,
+        interior: npt.NDArray[np.float16],
+        foreground: npt.NDArray[np.bool_],
+        first: int,
     ) -> npt.NDArray[np.int32]:
-        """Return the objects of a whole frame, (2, *spatial), numbered from first."""
-        labels = object_labels(frame[0], frame[1], self.settings)
+        """Return the objects of a whole frame, (*spatial), numbered from first."""
+        labels = objects_within(foreground, interior, self.settings)
         if first > 1:
             labels[labels > 0] += np.int32(first - 1)
         return labels
@@ -163,8 +168,9 @@ class Canvas:
         # Objects wait for their whole frame. Half precision resolves 0.0005 near one,
         # far finer than any threshold matters.
         waits = isinstance(labeller, ObjectLabeller)
-        shape = (2, *view.spatial_shape) if waits else (0,)
-        self._frame = np.zeros(shape, np.float16)
+        shape = view.spatial_shape if waits else (0,)
+        self._interior = np.zeros(shape, np.float16)
+        self._foreground = np.zeros(shape, bool)
         self._kept = [self._room(mechanism, tiling) for mechanism in mechanisms]
 
     def _room(self, mechanism: Mechanism, tiling: Tiling) -> Floats:
@@ -208,7 +214,9 @@ class Canvas:
         if isinstance(self._labeller, ClassLabeller):
             self.labels[at] = view.to_label_order(self._labeller.label(kept))
         else:
-            self._frame[(slice(None), *tile.write)] = self._labeller.keep(kept)
+            interior, foreground = self._labeller.keep(kept)
+            self._interior[tile.write] = interior
+            self._foreground[tile.write] = foreground
         if self.probabilities is not None:
             for of_class, block in zip(self.probabilities, kept, strict=True):
                 of_class[at] = view.to_label_order(block)
@@ -230,7 +238,7 @@ class Canvas:
         if isinstance(self._labeller, ClassLabeller):
             return
         view = self._view
-        labels = self._labeller.label(self._frame, self._first)
+        labels = self._labeller.label(self._interior, self._foreground, self._first)
         self._first = max(self._first, int(labels.max(initial=0)) + 1)
         whole = tuple(slice(0, n) for n in view.spatial_shape)
         self.labels[view.label_index(frame, whole)] = view.to_label_order(labels)

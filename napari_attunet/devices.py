@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from napari_attunet.architecture import PRECISIONS
 from napari_attunet.errors import DeviceError
 from napari_attunet.memory import available, give_back, prefer_huge_pages
 
@@ -17,9 +18,11 @@ __all__ = [
     "Device",
     "available_devices",
     "choose_device",
+    "choose_dtype",
     "default_threads",
     "free_memory",
     "has_bfloat16",
+    "is_out_of_memory",
     "release_memory",
     "threads",
 ]
@@ -28,6 +31,16 @@ prefer_huge_pages()
 
 #: Overrides the number of threads wherever none is asked for.
 THREADS_VARIABLE = "NAPARI_ATTUNET_THREADS"
+
+
+#: How PyTorch says on its backends that memory is full.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "invalid buffer size",
+    "alloc_failed",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +163,37 @@ def has_bfloat16(device: str) -> bool:
     return False
 
 
+def choose_dtype(precision: str, device: Device) -> tuple[torch.dtype, str]:
+    """Return in which type to compute, and why not in the one that was asked for.
+
+    Parameters
+    ----------
+    precision : str
+        ``"exact"`` is float32; ``"fast"`` bfloat16 where the device has it; ``"auto"``
+        is fast on such CUDA cards, and exact elsewhere.
+    device : Device
+
+    Raises
+    ------
+    DeviceError
+        If there is no such precision.
+    """
+    if precision not in PRECISIONS:
+        choices = ", ".join(PRECISIONS)
+        raise DeviceError(f"The precision is one of {choices}; got {precision!r}.")
+    wanted = precision == "fast" or (
+        precision == "auto" and device.name.startswith("cuda")
+    )
+    if wanted and has_bfloat16(device.name):
+        return torch.bfloat16, ""
+    if precision == "fast":
+        return torch.float32, (
+            f"{device.name} does not compute in bfloat16: the result is exact, and "
+            "took as long."
+        )
+    return torch.float32, ""
+
+
 def free_memory(device: Device) -> int:
     """Return how many bytes a device can still give."""
     if device.name.startswith("cuda"):
@@ -167,6 +211,15 @@ def release_memory(device: Device) -> None:
         torch.mps.empty_cache()
     else:
         give_back()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether that is what an error of PyTorch means."""
+    # CUDA has a type of its own; MPS and the CPU's allocator only say so.
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ import torch
 from napari_attunet.architecture import Mechanism
 from napari_attunet.axes import ImageView
 from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas
-from napari_attunet.devices import threads
+from napari_attunet.devices import is_out_of_memory, threads
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.evaluation import dice
 from napari_attunet.networks import SpatialTransformer, look
 from napari_attunet.plan import Window, choose_labeller, prepare
 from napari_attunet.progress import Progress, Steps
-from napari_attunet.segmenter import Segmenter, class_probabilities, is_out_of_memory
+from napari_attunet.segmenter import Segmenter, class_probabilities
 from napari_attunet.tiling import Tile, Tiling
 
 __all__ = ["Ablation", "Answer", "Edit", "Inspection"]

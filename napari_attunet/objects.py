@@ -24,7 +24,7 @@ from napari_attunet.errors import DataError
 if TYPE_CHECKING:
     from napari_attunet.spec import ObjectSettings
 
-__all__ = ["class_labels", "object_labels", "object_targets"]
+__all__ = ["class_labels", "object_labels", "object_targets", "objects_within"]
 
 # skimage is imported where it is used: its parts take longer than a dock to open.
 
@@ -107,12 +107,31 @@ def object_labels(
             "Interior and boundary must have one shape, got "
             f"{interior.shape} and {boundary.shape}."
         )
-    if interior.size == 0:
-        return np.zeros(interior.shape, np.int32)
     foreground = np.empty(interior.shape, bool)
     for rows in _slabs(interior):
         total = np.add(interior[rows], boundary[rows], dtype=np.float32)
         foreground[rows] = total >= settings.foreground_threshold
+    return objects_within(foreground, interior, settings)
+
+
+def objects_within(
+    foreground: npt.NDArray[np.bool_],
+    interior: npt.NDArray[np.floating[Any]],
+    settings: ObjectSettings,
+) -> Labels:
+    """Return numbered objects, as `object_labels`.
+
+    Parameters
+    ----------
+    foreground : ([Z,] Y, X) array of bool
+        Where there are objects.
+    interior : ([Z,] Y, X) array of float
+        Probability of their interior.
+    settings : ObjectSettings
+        Thresholds, minimum size, holes.
+    """
+    if interior.size == 0:
+        return np.zeros(interior.shape, np.int32)
     # In `object_targets`, interiors of two objects never share a face or an edge (the
     # pixels between would have to belong to both): such neighbours are one seed.
     seeds = _components(
@@ -124,7 +143,6 @@ def object_labels(
             _fill_holes(seeds)
         _part_necks(seeds, settings.split_depth)
     labels = _components(foreground)
-    del foreground
     _split(labels, seeds, interior)
     del seeds
     if settings.fill_holes:

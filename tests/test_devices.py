@@ -88,3 +88,22 @@ def test_bfloat16_is_not_emulated(monkeypatch, told, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: told, raising=False)
     assert devices.has_bfloat16("cpu") is expected
     assert not devices.has_bfloat16("mps")
+
+
+@pytest.mark.parametrize(
+    ("precision", "name", "has", "dtype"),
+    [
+        ("auto", "cuda:1", True, torch.bfloat16),
+        ("auto", "cuda", False, torch.float32),
+        ("auto", "cpu", True, torch.float32),
+        ("auto", "mps", False, torch.float32),
+        ("exact", "cuda", True, torch.float32),
+        ("fast", "cpu", True, torch.bfloat16),
+        ("fast", "mps", False, torch.float32),
+    ],
+)
+def test_in_which_type_to_compute(monkeypatch, precision, name, has, dtype):
+    monkeypatch.setattr(devices, "has_bfloat16", lambda device: has)
+    found, why = devices.choose_dtype(precision, devices.Device(name, "", ""))
+    assert found == dtype
+    assert bool(why) == (precision == "fast" and not has)

@@ -432,7 +432,7 @@ def test_out_of_memory_everywhere_is_said(monkeypatch):
 
 
 def test_a_network_that_does_not_fit_is_said(monkeypatch):
-    def full(network):
+    def full(network, dtype):
         raise torch.OutOfMemoryError("out of memory")
 
     monkeypatch.setattr("napari_attunet.segmenter.fused", full)
@@ -454,6 +454,26 @@ def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
     monkeypatch.setattr(AttentionUNet, "explain", broken)
     with pytest.raises(RuntimeError, match="something else"):
         Segmenter(model).segment(make_image((64, 64)))
+
+
+def test_precision_is_what_the_device_can(monkeypatch):
+    model, image = make_model(), make_image((48, 40))
+    exact = Segmenter(model, precision="exact").segment(image, probabilities=True)
+    assert (exact.record["precision"], exact.record["exact"]) == ("float32", True)
+    monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: False)
+    lacking = Segmenter(model, device="cpu", precision="fast").segment(image)
+    assert lacking.record["precision"] == "float32"
+    assert "cpu does not compute in bfloat16" in " ".join(lacking.record["fallbacks"])
+    monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: True)
+    fast = Segmenter(model, precision="fast").segment(image, **EVERYTHING)
+    assert (fast.record["precision"], fast.record["exact"]) == ("bfloat16", False)
+    assert fast.record["fallbacks"] == []
+    assert all(m.values.dtype == np.float32 for m in fast.attention)
+    assert np.abs(fast.probabilities - exact.probabilities).mean() < 0.01
+    auto = Segmenter(model, device="cpu").segment(image)
+    assert auto.record["precision"] == "float32"
+    with pytest.raises(DeviceError, match="auto, exact, fast"):
+        Segmenter(model, precision="half")
 
 
 def test_cancel_takes_effect_at_the_next_tile(monkeypatch):
@@ -551,7 +571,7 @@ def test_options_that_don_t_apply_are_refused():
 def test_memory_that_lacks_elsewhere_is_no_reason_for_smaller_tiles(monkeypatch):
     runs = []
 
-    def full(self, frame, first):
+    def full(self, *arguments):
         runs.append(1)
         raise MemoryError
 

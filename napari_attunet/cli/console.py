@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from napari_attunet.architecture import PRECISIONS
 from napari_attunet.errors import AttUnetError
 from napari_attunet.progress import Progress
 
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
 
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["Bar", "add_device", "numbers", "positive", "report", "table", "version"]
+__all__ = [
+    "Bar",
+    "add_device",
+    "add_precision",
+    "numbers",
+    "positive",
+    "report",
+    "table",
+    "version",
+]
 
 
 def report(
@@ -130,4 +140,15 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--threads", type=positive, metavar="N", help="threads of the CPU"
+    )
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says how exactly a network computes."""
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=PRECISIONS,
+        help="exact: float32; fast: bfloat16, where the device has it; auto (default): "
+        "fast on CUDA, else exact",
     )

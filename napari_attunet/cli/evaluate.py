@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_attunet.cli.console import Bar, add_device, report, table
+from napari_attunet.cli.console import Bar, add_device, add_precision, report, table
 from napari_attunet.errors import DataError
 from napari_attunet.progress import drain
 
@@ -37,6 +37,7 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
     add("--labels", required=True, type=Path, metavar="DIR")
     add("--json", action="store_true", help="print JSON instead of a table")
     add_device(parser)
+    add_precision(parser)
 
 
 def run(args: argparse.Namespace) -> bool:
@@ -47,7 +48,10 @@ def run(args: argparse.Namespace) -> bool:
 
     pairs = pair_files(args.images, args.labels)
     segmenter = Segmenter(
-        load_model(args.model), device=args.device, threads=args.threads
+        load_model(args.model),
+        device=args.device,
+        threads=args.threads,
+        precision=args.precision,
     )
     scores: dict[str, Any] = {}
     problems: list[tuple[Path, Exception]] = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_attunet.cli.console import Bar, add_device, numbers, report
+from napari_attunet.cli.console import Bar, add_device, add_precision, numbers, report
 from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import drain
 
@@ -102,6 +102,7 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
     )
     add("--overwrite", action="store_true", help="replace what is there already")
     add_device(parser)
+    add_precision(parser)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +135,7 @@ def run(args: argparse.Namespace) -> bool:
         device=args.device,
         threads=args.threads,
         tile=_tile(args.tile),
+        precision=args.precision,
     )
     options = _options(args, segmenter)
     with Bar(len(tasks)) as bar:

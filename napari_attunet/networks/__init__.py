@@ -2,7 +2,7 @@
 
 from napari_attunet.networks.blocks import BlockAttention, look
 from napari_attunet.networks.explained import Edits, Encoded, Explained
-from napari_attunet.networks.fuse import fused
+from napari_attunet.networks.fuse import FusedUNet, fused
 from napari_attunet.networks.gates import Gate, Gated
 from napari_attunet.networks.transformer import SpatialTransformer
 from napari_attunet.networks.unet import AttentionUNet
@@ -13,6 +13,7 @@ __all__ = [
     "Edits",
     "Encoded",
     "Explained",
+    "FusedUNet",
     "Gate",
     "Gated",
     "SpatialTransformer",

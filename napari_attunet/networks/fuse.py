@@ -22,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from napari_attunet.architecture import NetworkSpec
 from napari_attunet.networks.blocks import ConvBlock
+from napari_attunet.networks.explained import Edits, Encoded, Explained
 from napari_attunet.networks.gates import AdditiveGate
 from napari_attunet.networks.layers import channels_last, conv
 from napari_attunet.networks.operations import (
@@ -40,13 +42,16 @@ from napari_attunet.networks.operations import (
 )
 from napari_attunet.networks.unet import AttentionUNet
 
-__all__ = ["fused"]
+__all__ = ["FusedUNet", "fused"]
 
 logger = logging.getLogger(__name__)
 
 #: Relative to the largest value, by how much an operation may differ from what it
 #: replaces. Rounding alone brings 1e-6; a wrong tap or sign brings 1e-2 and more.
 TOLERANCE = 1e-4
+
+#: The same for all of a network in half precision: its rounding brings 1e-2.
+HALF_TOLERANCE = 0.1
 
 #: Edge of the random images on which that is judged.
 EDGE = 12
@@ -55,7 +60,7 @@ _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def fused(network: AttentionUNet) -> AttentionUNet:
+def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUNet:
     """Return a network that computes the same faster, for inference only.
 
     Gates, attention and edits are as in the network given; weights that stay as they
@@ -65,22 +70,63 @@ def fused(network: AttentionUNet) -> AttentionUNet:
     ----------
     network : AttentionUNet
         In evaluation mode; left as it is.
+    dtype : torch.dtype
+        In which to compute: what comes out then differs by the rounding of that type.
+        If this fails here, the network computes in float32, with a logged reason.
     """
     if network.training:
         raise ValueError("Only a network in evaluation mode can be fused.")
     with torch.device("meta"):
-        faster = _FusedUNet(network.spec)
+        faster = FusedUNet(network.spec)
     faster.load_state_dict(network.state_dict(), assign=True)
     faster.eval().requires_grad_(False)
     faster.merge_gates()
+    half = dtype != torch.float32
+    kinds = [kind for kind in Operation.kinds if not (half and kind.delicate)]
     for parent in list(faster.modules()):
         for chain in list(_chains(parent)):
-            _replace(parent, chain)
-    return faster.channels_last()
+            _replace(parent, chain, kinds)
+    faster.channels_last()
+    if not half:
+        return faster
+    spec = network.spec
+    x = torch.rand(1, spec.in_channels, *(2 * d for d in spec.divisor))
+    x = x.to(next(network.parameters()))
+    objection = _objection(faster.in_half(dtype), network, x, HALF_TOLERANCE)
+    if not objection:
+        return faster
+    logger.warning("The network computes in float32, not in %s: %s", dtype, objection)
+    return fused(network)
 
 
-class _FusedUNet(AttentionUNet):
-    """A network whose gates work on what is joined already, where they can."""
+class FusedUNet(AttentionUNet):
+    """A network rewritten for inference; see `fused`.
+
+    Attributes
+    ----------
+    dtype : torch.dtype
+        In which it computes; it takes and returns float32.
+    """
+
+    dtype = torch.float32
+
+    def in_half(self, dtype: torch.dtype) -> FusedUNet:
+        """Compute in another type from now on, and return self."""
+        for name, module in self.named_children():
+            if name != "transformer":  # half a pixel is too much
+                module.to(dtype)
+        self.dtype = dtype
+        return self
+
+    def encode(self, x: Tensor, *, wanted: Sequence[slice] | None = None) -> Encoded:
+        """Run the encoder alone; see `AttentionUNet.encode`."""
+        with _without_tf32(x.device):
+            return super().encode(x.to(self.dtype), wanted=wanted)
+
+    def _decode(self, encoded: Encoded, edits: Edits) -> Explained:
+        with _without_tf32(encoded.bottleneck.device):
+            logits, attention, auxiliary = super()._decode(encoded, edits)
+        return Explained(logits.float(), tuple(a.float() for a in attention), auxiliary)
 
     def merge_gates(self) -> None:
         """Make a `_Joint` of each gate that allows it."""
@@ -205,7 +251,7 @@ def _first_chain(parent: nn.Module, names: Sequence[str]) -> Chain | None:
     return Chain(tuple(names[:end]), tuple(modules[:end]), convolution, repeats, relu)
 
 
-def _replace(parent: nn.Module, chain: Chain) -> None:
+def _replace(parent: nn.Module, chain: Chain, kinds: Sequence[type[Operation]]) -> None:
     """Put the best operation that agrees in the chain's place."""
 
     def apart(x: Tensor) -> Tensor:
@@ -213,7 +259,7 @@ def _replace(parent: nn.Module, chain: Chain) -> None:
             x = module(x.clone())  # some work in place
         return x
 
-    for kind in Operation.kinds:
+    for kind in kinds:
         if kind.suits(chain):
             operation = _tried(kind, chain, apart, _random(chain.convolution))
             if operation is not None:
@@ -241,25 +287,53 @@ def _tried(
     x: Tensor | list[Tensor],
 ) -> nn.Module | None:
     """Return what a kind of module makes of something, if it then does the same."""
-    cudnn = torch.backends.cudnn
-    # TF32, which cards take for convolutions, differs by more than we allow.
-    exact = cudnn.flags(enabled=cudnn.enabled, allow_tf32=False)
     try:
         made = kind(what)
-        with torch.inference_mode(), exact:
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, RuntimeError) as failure:
+        objection = _first_line(failure)
+    else:
+        objection = _objection(made, apart, x, TOLERANCE)
+        if not objection:
+            return made
+    name = what.label if isinstance(what, Chain) else type(what).__name__
+    logger.warning("%s is not used for %s: %s", kind.__name__, name, objection)
+    return None
+
+
+def _objection(
+    made: nn.Module,
+    apart: Callable[[Any], Tensor | tuple[Tensor, ...]],
+    x: Tensor | list[Tensor],
+    tolerance: float,
+) -> str:
+    """Return why a module cannot take the place of another; empty if it can."""
+    try:
+        device = x.device if isinstance(x, Tensor) else x[0].device
+        with torch.inference_mode(), _without_tf32(device):
             expected = apart(x)  # first: x may be used up
             error = _disagreement(made(x), expected)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, RuntimeError) as failure:
-        reason = str(failure).partition("\n")[0]
-    else:
-        if error <= TOLERANCE:  # False for what is no number
-            return made
-        reason = f"it differs by {error:.1e}"
-    name = what.label if isinstance(what, Chain) else type(what).__name__
-    logger.warning("%s is not used for %s: %s", kind.__name__, name, reason)
-    return None
+        return _first_line(failure)
+    # False for what is no number
+    return "" if error <= tolerance else f"it differs by {error:.1e}"
+
+
+def _without_tf32(device: torch.device) -> AbstractContextManager[None]:
+    """Keep a card from TF32, which differs by more than we allow."""
+    if device.type != "cuda":
+        return nullcontext()
+    cudnn = torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark")}
+    flags: AbstractContextManager[None] = cudnn.flags(**kept, allow_tf32=False)
+    return flags
+
+
+def _first_line(failure: Exception) -> str:
+    return str(failure).partition("\n")[0]
 
 
 def _disagreement(

@@ -77,6 +77,9 @@ class Operation(nn.Module, ABC):
 
     kinds: ClassVar[list[type[Operation]]] = []
 
+    #: Whether rounding errors grow on the way, too much for half precision.
+    delicate: ClassVar[bool] = False
+
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         cls.kinds.append(cls)
@@ -144,6 +147,8 @@ class Repeated(Operation):
 
 class Winograd(Operation):
     """A 3x3 convolution of many channels, in fewer multiplications (on the CPU)."""
+
+    delicate = True
 
     def __init__(self, chain: Chain) -> None:
         super().__init__(chain)

@@ -17,6 +17,7 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
+from napari_attunet.architecture import PRECISIONS
 from napari_attunet.intensity import CHANNEL_CHOICES
 from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.results import Settings
@@ -43,6 +44,7 @@ class Options(QCollapsible):
           Show attention   [x]
           Tile size        [-  auto     +]
           CPU threads      [-  auto     +]
+          Precision        [ auto      v ]
     """
 
     def __init__(self) -> None:
@@ -99,7 +101,13 @@ class Options(QCollapsible):
         self.threads.setToolTip("How many cores of the CPU to keep busy")
         for number in (self.tile, self.threads):
             number.setSpecialValueText("auto")
-        for box in (self.channels, self.output):
+        self.precision = QComboBox()
+        self.precision.addItems(PRECISIONS)
+        self.precision.setToolTip(
+            "Fast computes in half the bits where the device can, and changes a few "
+            "pixels at edges; auto does so on CUDA cards"
+        )
+        for box in (self.channels, self.output, self.precision):
             let_shrink(box)
         form = make_form()
         for text, widget in (
@@ -112,6 +120,7 @@ class Options(QCollapsible):
             ("Show attention", self.attention),
             ("Tile size", self.tile),
             ("CPU threads", self.threads),
+            ("Precision", self.precision),
         ):
             form.addRow(text, widget)
         content = QWidget()
@@ -137,6 +146,7 @@ class Options(QCollapsible):
             device=device,
             threads=self.threads.value() or None,
             tile=self.tile.value() or None,
+            precision=self.precision.currentText(),
             axes=self.axes.text().strip().upper(),
             channels=self.channels.currentText(),
             output=self.output.currentData(),

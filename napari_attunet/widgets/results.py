@@ -60,6 +60,8 @@ class Settings:
         As the segmenter takes them.
     threads, tile : int, optional
         As the segmenter takes them.
+    precision : str
+        As the segmenter takes it.
     axes : str
         Axes of the image; empty to find out.
     attention : bool
@@ -70,6 +72,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     tile: int | None = None
+    precision: str = "auto"
     axes: str = ""
     channels: str = "auto"
     output: Literal["classes", "objects"] | None = None
@@ -224,6 +227,7 @@ def compute(task: Task) -> Steps[Outcome]:
         device=settings.device,
         threads=settings.threads,
         tile=settings.tile,
+        precision=settings.precision,
     )
     found = yield from segmenter.steps(
         task.image,

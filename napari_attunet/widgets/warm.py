@@ -19,20 +19,14 @@ _kept: tuple[tuple[Any, ...], Segmenter] | None = None
 _timer: threading.Timer | None = None
 
 
-def segmenter_for(
-    model: str,
-    *,
-    device: str = "auto",
-    threads: int | None = None,
-    tile: int | None = None,
-) -> Segmenter:
+def segmenter_for(model: str, **options: Any) -> Segmenter:
     """Return a segmenter, the last one if it is the same; call it in a thread.
 
     Parameters
     ----------
     model : str
         Path of the model's file; what has been written anew is loaded anew.
-    device, threads, tile
+    **options
         As of `Segmenter`.
 
     Raises
@@ -46,7 +40,8 @@ def segmenter_for(
 
     path = Path(model)
     state = path.stat() if path.is_file() else None
-    key = (model, device, threads, tile, state and (state.st_mtime_ns, state.st_size))
+    written = state and (state.st_mtime_ns, state.st_size)
+    key = (model, written, tuple(sorted(options.items())))
     with _lock:
         kept = _kept
     if kept is not None and kept[0] == key:
@@ -54,9 +49,7 @@ def segmenter_for(
     else:
         del kept
         let_go()  # two at a time may be one too many
-        segmenter = Segmenter(
-            load_model(model), device=device, threads=threads, tile=tile
-        )
+        segmenter = Segmenter(load_model(model), **options)
     with _lock:
         _kept = (key, segmenter)
         _restart()

@@ -159,8 +159,43 @@ def test_everything_may_fail(randomised, monkeypatch, caplog):
     x = an_image(THREE_LEVELS)
     with torch.inference_mode():
         assert_same(faster.explain(x), network.explain(x))
-    assert kinds_in(faster) - kinds_in(network) == {"_FusedUNet", "ModuleDict"}
+    assert kinds_in(faster) - kinds_in(network) == {"FusedUNet", "ModuleDict"}
     assert "differs by 1.0e+00" in caplog.text
+
+
+def test_half_the_bits_change_little(spec, randomised, caplog):
+    network = randomised(spec)
+    faster = fused(network, torch.bfloat16)
+    assert faster.dtype == torch.bfloat16
+    assert not caplog.records
+    assert "Winograd" not in kinds_in(faster)
+    x = an_image(spec)
+    with torch.inference_mode():
+        found, expected = faster.explain(x), network.explain(x)
+    assert found.logits.dtype == torch.float32
+    largest = expected.logits.abs().max()
+    assert float((found.logits - expected.logits).abs().max()) < 0.1 * largest
+    for mechanism, ours, theirs in zip(
+        network.mechanisms, found.attention, expected.attention, strict=True
+    ):
+        assert ours.dtype == torch.float32
+        if mechanism.kind != "pairwise":
+            assert float((ours - theirs).abs().max()) < 0.1
+
+
+def test_where_half_the_bits_do_not_do(randomised, monkeypatch, caplog):
+    class Broken(nn.Module):
+        def forward(self, x):
+            raise RuntimeError("not implemented for 'BFloat16'")
+
+    monkeypatch.setattr(fuse.FusedUNet, "in_half", lambda self, dtype: Broken())
+    network = randomised(THREE_LEVELS)
+    x = an_image(THREE_LEVELS)
+    with torch.inference_mode():
+        faster = fused(network, torch.bfloat16)
+        assert_same(faster.explain(x), network.explain(x))
+    assert faster.dtype == torch.float32
+    assert "float32, not in torch.bfloat16: not implemented" in caplog.text
 
 
 def test_edits_reach_the_rewritten_gates(randomised):

@@ -355,7 +355,9 @@ def test_options_reach_the_engine(viewer, widget, qtbot):
     widget.options.output.setCurrentText("classes")
     widget.options.tile.setValue(64)
     widget.options.threads.setValue(1)
+    widget.options.precision.setCurrentText("exact")
     widget.device.setCurrentText("cpu")
+    assert widget.options.settings(model="m", device="cpu").precision == "exact"
     run(qtbot, widget)
     labels = viewer.layers["cells · labels"]
     record = labels.metadata[KEY].record
