@@ -1,7 +1,7 @@
 """What a halo costs and what it saves: tiles against the whole image.
 
 In 2D with a bundled model on a real image, in 3D with a small network that is first
-trained on synthetic nuclei. Prints Markdown tables: work relative to the whole image,
+trained on synthetic nuclei. Prints Markdown tables: pixels read for each of the image,
 largest error of a probability, and share of pixels whose class differs.
 
     python benchmarks/halo.py [--model nuclei-fluorescence] [--steps 200]
@@ -40,12 +40,13 @@ def compare(model: Model, image: np.ndarray, tile: int, halos: list[int]) -> Non
     """Print a table row for each halo."""
     network = model.spec.network
     options = {"probabilities": True, "output": "classes", "attention": True}
-    whole = Segmenter(model, tile=100_000).segment(image, **options)
+    whole = Segmenter(model, tile=100_000, precision="exact").segment(image, **options)
     default = default_halo(network)
-    print("| halo | work | largest error of a probability | of α | labels changed |")
+    print("| halo | read | largest error of a probability | of α | labels changed |")
     print("|---|---|---|---|---|")
     for halo in halos:
-        result = Segmenter(model, tile=tile, halo=halo).segment(image, **options)
+        segmenter = Segmenter(model, tile=tile, halo=halo, precision="exact")
+        result = segmenter.segment(image, **options)
         tiling = Tiling(image.shape, tile=tile, halo=halo, divisor=network.divisor)
         read = sum(math.prod(s.stop - s.start for s in t.read) for t in tiling)
         error = np.abs(result.probabilities - whole.probabilities).max()

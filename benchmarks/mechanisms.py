@@ -155,7 +155,9 @@ def trained(
 
 def scores(model: Model, pairs: Sequence[Pair], args: argparse.Namespace) -> dict:
     """Return scores, and for each map its mean on the target and off it."""
-    segmenter = Segmenter(model, device=args.device, threads=args.threads)
+    segmenter = Segmenter(
+        model, device=args.device, threads=args.threads, precision="exact"
+    )
     results, on, off = [], {}, {}
     for pair in pairs:
         found = segmenter.segment(pair.image, axes=pair.axes, attention=True)

@@ -4,14 +4,16 @@ Every rival runs in the same process, on the same weights, in turns with ours (A
 B): ratios are medians over the rounds, with the smallest and the largest. Memory is
 measured in a fresh process each.
 
-    python benchmarks/speed.py [--parts forward,image,fast,gates,training,area,start]
-        [--threads 1,2] [--rounds 7] [--device cpu] [--json FILE]
+    python benchmarks/speed.py [--threads 1,2] [--rounds 7] [--device cpu] [--json FILE]
+        [--parts checks,forward,image,fast,gates,training,area,start]
 
 Rivals: the network as it stands, in PyTorch's own layout (eager; for the reference
 network that is LeeJunHyun's AttU_Net, https://github.com/LeeJunHyun/Image_Segmentation,
 34.9 million parameters); ONNX Runtime and OpenVINO, where they are installed; and
 MONAI's sliding window, whose Gaussian blending at half overlap is also what nnU-Net
-does. Images are those of scikit-image. On a GPU the same parts run with --device cuda.
+does. Images are those of scikit-image. On a GPU the same parts run with --device cuda;
+there the part "checks" comes first: the labels must be those of the CPU, also when the
+card's memory is short.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import skimage.data
 import torch
 from monai.inferers import sliding_window_inference
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from napari_attunet.architecture import GateSpec, NetworkSpec
 from napari_attunet.devices import Device, choose_device, has_bfloat16, threads
@@ -199,9 +202,61 @@ def forward(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
             except ImportError:
                 print(f"{rival} is not installed")
         what = f"forward, {name}, {' x '.join(map(str, x.shape[2:]))}"
+        if has_bfloat16(args.device):
+            half = fused(network.to(args.device), torch.bfloat16)
+            runs["ours, bfloat16"] = lambda n=half, x=x: n(x)
         found = Turns(runs, args.device).go(args.rounds).rows(what, count)
         found[1] |= errors(network, ours, x)
+        if "ours, bfloat16" in runs:
+            found[-1] |= errors(network, half, x)
+            with FlopCounterMode(display=False) as counter:
+                network(x)
+            rate = counter.get_total_flops() / float(found[-1]["seconds"])
+            share = rate / matmul_rate(args.device)
+            found[-1]["who"] = f"ours, bfloat16 ({share:.0%} of its matmul rate)"
         rows += found
+    return rows
+
+
+def matmul_rate(device: str, edge: int = 8192) -> float:
+    """Return how many operations a second large products in bfloat16 reach."""
+    edge = edge if device.startswith("cuda") else 1024
+    a, b = torch.randn(2, edge, edge, device=device, dtype=torch.bfloat16)
+    seconds = Turns({"product": lambda: a @ b}, device).go(5).seconds["product"]
+    return 2 * edge**3 / statistics.median(seconds)
+
+
+def checks(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Compare a device with the CPU, then give it less and less memory."""
+    rows = []
+    pixels = cells(args.image)
+    model = load_model(BUNDLED)
+    options = {"output": "classes", "probabilities": True}
+    expected = Segmenter(model, device="cpu", precision="exact").segment(
+        pixels, **options
+    )
+    shares = [1.0, 0.02, 0.005] if args.device.startswith("cuda") else [1.0]
+    for precision in ("exact", "fast"):
+        for share in shares:
+            if args.device.startswith("cuda"):
+                torch.cuda.set_per_process_memory_fraction(share)
+            segmenter = Segmenter(model, device=args.device, precision=precision)
+            found = segmenter.segment(pixels, **options)
+            print(precision, share, found.record, flush=True)
+            changed = (found.labels != expected.labels).mean()
+            error = np.abs(found.probabilities - expected.probabilities).max()
+            rows.append(
+                {
+                    "what": f"{precision}, {share:.1%} of the memory",
+                    "threads": count,
+                    "who": found.record["device"],
+                    "seconds": found.record["seconds"],
+                    "error": float(error),
+                    "labels": f"{changed:.1e} of them",
+                }
+            )
+    if args.device.startswith("cuda"):
+        torch.cuda.set_per_process_memory_fraction(1.0)
     return rows
 
 
@@ -460,6 +515,7 @@ def start(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
 
 
 PARTS = {
+    "checks": checks,
     "forward": forward,
     "image": image,
     "fast": fast,

@@ -224,7 +224,7 @@ class Canvas:
             self._mechanisms, self._kept, coefficients, strict=True
         ):
             if mechanism.kind in ("gate", "spatial"):
-                _, write = tile.on_grid(mechanism.scale)
+                write = tile.on_grid(mechanism.scale)
                 at = view.label_index(frame, write)
                 for whole, alpha in zip(room, values, strict=True):
                     whole[at] = view.to_label_order(alpha[_beginning(write)])

@@ -188,8 +188,7 @@ def choose_dtype(precision: str, device: Device) -> tuple[torch.dtype, str]:
         return torch.bfloat16, ""
     if precision == "fast":
         return torch.float32, (
-            f"{device.name} does not compute in bfloat16: the result is exact, and "
-            "took as long."
+            f"{device.name} does not compute in bfloat16: it computed in float32."
         )
     return torch.float32, ""
 

@@ -203,7 +203,7 @@ class Inspection:
         )
 
     def _edits(self, edits: Mapping[int, Edit]) -> dict[int, torch.Tensor]:
-        """Return α to use on the part that is wanted, which may reach beyond it."""
+        """Return α to use on the part, widened to the network's grid."""
         gates = {
             m.level + 1: i for i, m in enumerate(self.mechanisms) if m.kind == "gate"
         }
@@ -215,7 +215,7 @@ class Inspection:
                 )
             index = gates[level]
             shown = self._learnt.attention[index]
-            _, write = self._tiling.one.on_grid(self.mechanisms[index].scale)
+            write = self._tiling.one.on_grid(self.mechanisms[index].scale)
             shape = tuple(w.stop for w in write)
             values = np.asarray(edit, np.float32)
             if values.ndim and values.shape != self._labels_shape(shape):

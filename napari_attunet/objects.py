@@ -36,7 +36,7 @@ SMOOTHING, SMOOTHING_REACH = 1.0, 4
 #: Distances to the edge are told apart up to so many pixels: larger objects than that
 #: have no necks worth looking for.
 FARTHEST = 96
-#: Rows that are worked on at once, so that memory follows them and not the image.
+#: Rows (of volumes planes) that are worked on at once, as far as objects allow.
 SLAB = 512
 #: Less than this is no difference between two distances.
 ROUNDING = 1e-4
@@ -269,7 +269,6 @@ def _part_in_rows(
     np.maximum.at(height, here, distance)
     thin = ours & (height < depth - ROUNDING)
     here[thin[here]] = 0
-    ours[0] = False
     # Most seeds have one peak and are done with; only the others are looked into.
     is_peak &= ours[here]
     peaks = _components(is_peak, diagonals=True)

@@ -74,8 +74,9 @@ class Segmentation:
     tables : tuple of AttentionTable
         Of what attends to channels, or turns the image, where it was asked for.
     record : dict
-        What was run: model, device, tile, halo, channels, seconds, and in
-        ``"fallbacks"`` what had to be done otherwise than planned.
+        What was run: model, device, precision, tile, halo, channels, seconds, whether
+        it was ``"exact"``, and in ``"fallbacks"`` what had to be done otherwise than
+        planned.
     """
 
     labels: npt.NDArray[np.int32]
@@ -251,8 +252,7 @@ class Segmenter:
                 except _TileTooLarge:
                     pass
                 else:
-                    _, lacking = choose_dtype(self.precision, device)
-                    result.record["fallbacks"] = fallbacks + [lacking] * bool(lacking)
+                    result.record["fallbacks"] = fallbacks + self._lacking(device)
                     return result
                 release_memory(device)
                 if any(t > s for t, s in zip(tile, smallest, strict=True)):
@@ -288,6 +288,13 @@ class Segmenter:
             self.network_on(device)  # it takes memory, too
         room = activation_bytes(network, self.halo, free_memory(device))
         return default_tile(network, job.prepared.view.spatial_shape, self.halo, room)
+
+    def _lacking(self, device: Device) -> list[str]:
+        """Return why it was not computed as fast as it was asked for, in a sentence."""
+        dtype, lacking = choose_dtype(self.precision, device)
+        if dtype != self.network_on(device).dtype:
+            lacking = f"This network does not do with {dtype}: it computed in float32."
+        return [lacking] if lacking else []
 
     def network_on(self, device: Device) -> FusedUNet:
         """Return the network on the device, rewritten for inference; made once.
@@ -379,10 +386,16 @@ class Segmenter:
 
 
 def segment(
-    image: Any, model: Model, *, device: str = "auto", **options: Any
+    image: Any,
+    model: Model,
+    *,
+    device: str = "auto",
+    precision: str = "auto",
+    **options: Any,
 ) -> Segmentation:
     """Segment an image with a model; options as in `Segmenter.steps`."""
-    return Segmenter(model, device=device).segment(image, **options)
+    segmenter = Segmenter(model, device=device, precision=precision)
+    return segmenter.segment(image, **options)
 
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:

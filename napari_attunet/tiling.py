@@ -31,8 +31,8 @@ class Tile:
     part: Region
     write: Region
 
-    def on_grid(self, scale: int | Sequence[int]) -> tuple[Region, Region]:
-        """Return part and write in pixels of a coarser grid.
+    def on_grid(self, scale: int | Sequence[int]) -> Region:
+        """Return where it is written, in pixels of a coarser grid.
 
         Parameters
         ----------
@@ -45,7 +45,7 @@ class Tile:
         ValueError
             If the tile doesn't lie on the coarse grid.
         """
-        parts, writes = [], []
+        writes = []
         scales = _per_axis(scale, len(self.read), "scale")
         for part, write, factor in zip(self.part, self.write, scales, strict=True):
             if part.start % factor or part.stop % factor or write.start % factor:
@@ -53,9 +53,8 @@ class Tile:
                     f"A tile of which {part.start}:{part.stop} is wanted, and written "
                     f"from {write.start}, does not lie on a grid of {factor} pixels."
                 )
-            parts.append(slice(part.start // factor, part.stop // factor))
             writes.append(slice(write.start // factor, -(-write.stop // factor)))
-        return tuple(parts), tuple(writes)
+        return tuple(writes)
 
 
 class Tiling:

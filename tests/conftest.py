@@ -13,6 +13,13 @@ import socket
 import sys
 import tempfile
 
+# The processes of pytest-xdist share the cores: one thread each, or they wait for one
+# another. Read when NumPy and PyTorch are imported, here and in child processes.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+# On a card numbers differ by its rounding: the tests are those of the CPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 import numpy as np
 import pytest
 
@@ -22,11 +29,6 @@ _HOME = tempfile.mkdtemp(prefix="napari-attunet-tests-")
 def pytest_unconfigure():
     shutil.rmtree(_HOME, ignore_errors=True)
 
-
-# The processes of pytest-xdist share the cores: one thread each, or they wait for one
-# another. Read when PyTorch is imported, here and in child processes.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Set before anything reads them, so that child processes see them too.
 os.environ["NAPARI_ATTUNET_MODELS"] = f"{_HOME}/models"

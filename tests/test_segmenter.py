@@ -456,6 +456,10 @@ def test_other_errors_are_not_taken_for_a_full_memory(monkeypatch):
         Segmenter(model).segment(make_image((64, 64)))
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
 def test_precision_is_what_the_device_can(monkeypatch):
     model, image = make_model(), make_image((48, 40))
     exact = Segmenter(model, precision="exact").segment(image, probabilities=True)
@@ -474,6 +478,11 @@ def test_precision_is_what_the_device_can(monkeypatch):
     assert auto.record["precision"] == "float32"
     with pytest.raises(DeviceError, match="auto, exact, fast"):
         Segmenter(model, precision="half")
+    # of the network, not of the device
+    monkeypatch.setattr("napari_attunet.networks.fuse.HALF_TOLERANCE", -1.0)
+    refused = Segmenter(model, precision="fast").segment(image)
+    assert refused.record["precision"] == "float32"
+    assert "does not do with torch.bfloat16" in " ".join(refused.record["fallbacks"])
 
 
 def test_cancel_takes_effect_at_the_next_tile(monkeypatch):
@@ -524,11 +533,11 @@ def test_default_tiles_are_even_and_bounded():
     read = [t + 2 * h for t, h in zip(tile, halo, strict=True)]
     assert 4 * 16 * plan.ENCODED * read[0] * read[1] <= room
     assert 4 * 16 * plan.DECODED * tile[0] * tile[1] <= room
-    # of an image a little larger no more than one tile more along each axis
-    more = default_tile(network, (4100, 4100), halo, room * 0.98)
-    assert tile[0] - 2 * halo[0] < more[0] <= tile[0]
     parts = [-(-4100 // t) for t in tile]
     assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
+    # one cut less would not fit
+    longer = 4100 / (max(parts) - 1)
+    assert 4 * 16 * plan.DECODED * longer * min(tile) > room
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -90,8 +91,9 @@ def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUN
     if not half:
         return faster
     spec = network.spec
-    x = torch.rand(1, spec.in_channels, *(2 * d for d in spec.divisor))
-    x = x.to(next(network.parameters()))
+    generator = torch.Generator().manual_seed(0)
+    shape = (1, spec.in_channels, *(2 * d for d in spec.divisor))
+    x = torch.rand(shape, generator=generator).to(next(network.parameters()))
     objection = _objection(faster.in_half(dtype), network, x, HALF_TOLERANCE)
     if not objection:
         return faster
@@ -120,11 +122,12 @@ class FusedUNet(AttentionUNet):
 
     def encode(self, x: Tensor, *, wanted: Sequence[slice] | None = None) -> Encoded:
         """Run the encoder alone; see `AttentionUNet.encode`."""
-        with _without_tf32(x.device):
-            return super().encode(x.to(self.dtype), wanted=wanted)
+        x = x.to(self.dtype)
+        with _without_tf32(x):
+            return super().encode(x, wanted=wanted)
 
     def _decode(self, encoded: Encoded, edits: Edits) -> Explained:
-        with _without_tf32(encoded.bottleneck.device):
+        with _without_tf32(encoded.bottleneck):
             logits, attention, auxiliary = super()._decode(encoded, edits)
         return Explained(logits.float(), tuple(a.float() for a in attention), auxiliary)
 
@@ -310,8 +313,8 @@ def _objection(
 ) -> str:
     """Return why a module cannot take the place of another; empty if it can."""
     try:
-        device = x.device if isinstance(x, Tensor) else x[0].device
-        with torch.inference_mode(), _without_tf32(device):
+        one = x if isinstance(x, Tensor) else x[0]
+        with torch.inference_mode(), _without_tf32(one):
             expected = apart(x)  # first: x may be used up
             error = _disagreement(made(x), expected)
     except torch.OutOfMemoryError:
@@ -322,14 +325,38 @@ def _objection(
     return "" if error <= tolerance else f"it differs by {error:.1e}"
 
 
-def _without_tf32(device: torch.device) -> AbstractContextManager[None]:
-    """Keep a card from TF32, which differs by more than we allow."""
-    if device.type != "cuda":
-        return nullcontext()
-    cudnn = torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark")}
-    flags: AbstractContextManager[None] = cudnn.flags(**kept, allow_tf32=False)
-    return flags
+class _Tf32:
+    """How many computations at present forbid TF32, and what was allowed before."""
+
+    lock = threading.Lock()
+    users = 0
+    before = (False, False)
+
+
+@contextmanager
+def _without_tf32(x: Tensor) -> Iterator[None]:
+    """Keep a card from TF32, which differs from float32 by more than we allow."""
+    if x.device.type != "cuda" or x.dtype != torch.float32:
+        yield
+        return
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    try:
+        with _Tf32.lock:
+            if not _Tf32.users:
+                _Tf32.before = (convolutions.allow_tf32, products.allow_tf32)
+                convolutions.allow_tf32 = products.allow_tf32 = False
+            _Tf32.users += 1
+    except RuntimeError as failure:  # it was set by PyTorch's newer names
+        logger.warning("TF32 stays as it is: %s", _first_line(failure))
+        yield
+        return
+    try:
+        yield
+    finally:
+        with _Tf32.lock:
+            _Tf32.users -= 1
+            if not _Tf32.users:
+                convolutions.allow_tf32, products.allow_tf32 = _Tf32.before
 
 
 def _first_line(failure: Exception) -> str:

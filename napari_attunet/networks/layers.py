@@ -90,7 +90,8 @@ def channels_last(x: Tensor) -> Tensor:
     layout as it is, and PyTorch then takes the first: its strides have to say it.
     """
     layout = LAYERS[x.ndim - 2].layout
-    return torch.empty_like(x, memory_format=layout).copy_(x)
+    laid_out = torch.empty_like(x, memory_format=layout)
+    return x if x.stride() == laid_out.stride() else laid_out.copy_(x)
 
 
 def conv(

@@ -134,16 +134,16 @@ def cut(x: Tensor, to: Region, of: Region | None = None) -> Tensor:
     return x[(slice(None), slice(None), *moved)].clone()
 
 
-def laid(x: Tensor, of: Region, to: Region, around: float) -> Tensor:
+def laid(x: Tensor, to: Region, of: Region, around: float) -> Tensor:
     """Return what lies on a part of a grid laid into a larger part.
 
     Parameters
     ----------
     x : Tensor, (..., *spatial)
-    of : tuple of slice
-        What it covers.
     to : tuple of slice
         What to cover.
+    of : tuple of slice
+        What x covers.
     around : float
         What is there else.
     """

@@ -319,7 +319,7 @@ class AttentionUNet(nn.Module):
         drawn = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
         if drawn.ndim:
             place = parts.wanted(self.spec.gate_scale(level))
-            drawn = laid(drawn, place, parts.gated(level), torch.nan)
+            drawn = laid(drawn, parts.gated(level), place, torch.nan)
         drawn = drawn.expand(alpha.shape)
         told = ~drawn.isnan()
         if matrix is None:

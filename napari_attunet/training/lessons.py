@@ -253,7 +253,7 @@ def anchored(
     would be forgotten. Objects that the user knows better are left out. Around those
     that were painted, what it takes for background counts in full.
     """
-    segmenter = Segmenter(old, device=device, threads=thread_count)
+    segmenter = Segmenter(old, device=device, threads=thread_count, precision="exact")
     found = []
     for pair, unknown, near in zip(
         lessons.learn, lessons.unknown, lessons.near, strict=True

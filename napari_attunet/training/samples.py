@@ -155,8 +155,14 @@ class CropSampler:
     def batches(
         self, first: int, part: Sequence[int] | None = None
     ) -> Generator[Batch]:
-        """Yield the batches from a step on; the next is drawn while you use one."""
-        with ThreadPoolExecutor(1) as thread:
+        """Yield the batches from a step on; the next is drawn while you use one.
+
+        Nothing else must be drawn meanwhile. The thread that draws keeps one core busy
+        for a small part of the time.
+        """
+        with ThreadPoolExecutor(
+            1, "crops", initializer=torch.set_num_threads, initargs=(1,)
+        ) as thread:
             coming = thread.submit(self.batch, first, part)
             for step in itertools.count(first + 1):
                 batch = coming.result()

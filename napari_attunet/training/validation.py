@@ -45,7 +45,8 @@ def validation_steps(
     ``dice`` of the foreground, ``ap50`` (mean over images), ``ap50_pooled`` and
     ``ap70``. Of an image of which little counts only that part is segmented.
     """
-    segmenter = Segmenter(model, device=device, threads=threads)
+    # What weights are chosen by is the same on every device.
+    segmenter = Segmenter(model, device=device, threads=threads, precision="exact")
     results = []
     for number, pair in enumerate(pairs):
         region = _region_of(pair)

@@ -19,14 +19,21 @@ _kept: tuple[tuple[Any, ...], Segmenter] | None = None
 _timer: threading.Timer | None = None
 
 
-def segmenter_for(model: str, **options: Any) -> Segmenter:
+def segmenter_for(
+    model: str,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    tile: int | None = None,
+    precision: str = "auto",
+) -> Segmenter:
     """Return a segmenter, the last one if it is the same; call it in a thread.
 
     Parameters
     ----------
     model : str
         Path of the model's file; what has been written anew is loaded anew.
-    **options
+    device, threads, tile, precision
         As of `Segmenter`.
 
     Raises
@@ -41,7 +48,7 @@ def segmenter_for(model: str, **options: Any) -> Segmenter:
     path = Path(model)
     state = path.stat() if path.is_file() else None
     written = state and (state.st_mtime_ns, state.st_size)
-    key = (model, written, tuple(sorted(options.items())))
+    key = (model, written, device, threads, tile, precision)
     with _lock:
         kept = _kept
     if kept is not None and kept[0] == key:
@@ -49,7 +56,13 @@ def segmenter_for(model: str, **options: Any) -> Segmenter:
     else:
         del kept
         let_go()  # two at a time may be one too many
-        segmenter = Segmenter(load_model(model), **options)
+        segmenter = Segmenter(
+            load_model(model),
+            device=device,
+            threads=threads,
+            tile=tile,
+            precision=precision,
+        )
     with _lock:
         _kept = (key, segmenter)
         _restart()

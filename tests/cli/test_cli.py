@@ -16,6 +16,7 @@ import pytest
 
 from napari_attunet.cli import main
 from napari_attunet.cli.console import Bar, report, table
+from napari_attunet.devices import Device, choose_dtype
 from napari_attunet.errors import DataError
 from napari_attunet.evaluation import score
 from napari_attunet.images import read_image, write_labels
@@ -112,6 +113,21 @@ def test_evaluate_prints_the_scores(
     assert head[:4] == ["image", "Dice", "AP50", "AP70"]
     assert [r[0] for r in rows] == ["a.tif", "b.ome.tif", "mean", "pooled"]
     assert float(rows[2][1]) == pytest.approx(wanted.dice, abs=1e-3)
+
+
+def test_evaluate_as_precisely_as_it_is_asked(
+    call: Call, folder: Path, truths: Path, model_file: Path, monkeypatch
+) -> None:
+    asked: list[str] = []
+
+    def noted(precision: str, device: Device) -> tuple[object, str]:
+        asked.append(precision)
+        return choose_dtype(precision, device)
+
+    monkeypatch.setattr("napari_attunet.segmenter.choose_dtype", noted)
+    arguments = ("evaluate", "--model", model_file, "--images", folder)
+    code, *_ = call(*arguments, "--labels", truths, "--precision", "exact")
+    assert (code, set(asked)) == (0, {"exact"})
 
 
 def test_evaluate_goes_on_after_a_bad_image(

@@ -272,3 +272,13 @@ def test_plans_that_cannot_be() -> None:
         command.plan(both[:1], Path("out.png"), "tif")
     with pytest.raises(DataError, match="damage labels"):
         command.plan(both[:1], Path("out.jpg"))
+
+
+def test_precision_is_passed_on(
+    call: Call, tmp_path: Path, folder: Path, model_file: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: False)
+    options = ("--model", model_file, "--device", "cpu", "--precision", "fast")
+    code, told, _ = call("segment", folder, "-o", tmp_path / "out", *options)
+    assert code == 0
+    assert told.count("cpu does not compute in bfloat16") == 2

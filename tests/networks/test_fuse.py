@@ -100,10 +100,11 @@ def test_the_network_is_left_as_it_was(randomised):
     assert all(p.requires_grad for p in network.parameters())
 
 
-def test_random_numbers_of_others_go_on(randomised):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_random_numbers_of_others_go_on(randomised, dtype):
     network = randomised(THREE_LEVELS)
     state = torch.get_rng_state()
-    fused(network)
+    fused(network, dtype)
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -163,6 +164,10 @@ def test_everything_may_fail(randomised, monkeypatch, caplog):
     assert "differs by 1.0e+00" in caplog.text
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
 def test_half_the_bits_change_little(spec, randomised, caplog):
     network = randomised(spec)
     faster = fused(network, torch.bfloat16)

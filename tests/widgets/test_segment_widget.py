@@ -349,16 +349,17 @@ def test_classes_have_the_models_colours(viewer, widget, qtbot):
     assert "%" in widget.message.text()
 
 
-def test_options_reach_the_engine(viewer, widget, qtbot):
+def test_options_reach_the_engine(viewer, widget, qtbot, monkeypatch):
+    monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: False)
     add_cells(viewer)
     widget.choose_model("grey")
     widget.options.output.setCurrentText("classes")
     widget.options.tile.setValue(64)
     widget.options.threads.setValue(1)
-    widget.options.precision.setCurrentText("exact")
+    widget.options.precision.setCurrentText("fast")
     widget.device.setCurrentText("cpu")
-    assert widget.options.settings(model="m", device="cpu").precision == "exact"
     run(qtbot, widget)
+    assert "does not compute in bfloat16" in widget.message.text()
     labels = viewer.layers["cells · labels"]
     record = labels.metadata[KEY].record
     assert record["output"] == "classes"

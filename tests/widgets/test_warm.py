@@ -40,6 +40,13 @@ def test_what_is_asked_for_is_what_comes(path):
     assert segmenter_for(path, device="cpu") is not first  # one is kept, no more
 
 
+def test_the_defaults_said_or_not_are_the_same(path):
+    said = {"device": "auto", "threads": None, "tile": None, "precision": "auto"}
+    assert segmenter_for(path) is segmenter_for(path, **said)
+    exact = segmenter_for(path, precision="exact")
+    assert exact.precision == "exact"
+
+
 def test_a_model_written_anew_is_loaded_anew(path):
     first = segmenter_for(path)
     shutil.copy(Library().find("nuclei-histology").path, path)

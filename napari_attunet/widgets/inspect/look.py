@@ -140,7 +140,11 @@ class Look:
         yield Progress(0, 0, f"Loading {self.spec.name}")
         asked = self.settings
         segmenter = segmenter_for(
-            asked.model, device=asked.device, threads=asked.threads, tile=asked.tile
+            asked.model,
+            device=asked.device,
+            threads=asked.threads,
+            tile=asked.tile,
+            precision=asked.precision,
         )
         yield Progress(0, 0, "Looking")
         places = zip(self.axes, self.region, strict=True)
