@@ -21,7 +21,7 @@ from napari_attunet.intensity import (
     choose_channels,
     measure_scaling,
 )
-from napari_attunet.receptive import decoded
+from napari_attunet.receptive import cuts_in_strips, decoded
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 
 __all__ = [
@@ -47,7 +47,10 @@ WIDE = {2: 8, 3: 4}
 
 #: Tensors of the finest level that are alive at the same time: of all that is read, as
 #: the encoder makes them, and of what is decoded of it.
-ENCODED, DECODED = 3, 6
+LIVE = (3.0, 6.0)
+
+#: The same where the finest levels are worked on in strips.
+LIVE_IN_STRIPS = (2.0, 3.5)
 
 #: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
 #: more than ten. See docs/tiling.md for the error.
@@ -153,10 +156,10 @@ def activation_bytes(network: NetworkSpec, halo: Sequence[int], free: int) -> in
     free = 1 << max(0, int(free).bit_length() - 1)
     edge = WIDE[network.ndim]
     wide = _bytes_of([edge * h for h in halo], [(edge + 2) * h for h in halo], network)
-    return min(free // 2, max(ACTIVATION_BYTES, min(wide, free // 4)))
+    return min(free // 2, max(ACTIVATION_BYTES, min(int(wide), free // 4)))
 
 
-def _bytes_of(tile: Sequence[int], read: Sequence[int], network: NetworkSpec) -> int:
+def _bytes_of(tile: Sequence[int], read: Sequence[int], network: NetworkSpec) -> float:
     """Return what the activations take at most, of a tile of which so much is read."""
     joined = read
     if network.is_local:
@@ -167,7 +170,9 @@ def _bytes_of(tile: Sequence[int], read: Sequence[int], network: NetworkSpec) ->
                 needs, network.strides[0], read, strict=True
             )
         ]
-    values = max(ENCODED * math.prod(read), DECODED * math.prod(joined))
+    in_strips = all(cuts_in_strips(network, p, 0) for p in ("encoder", "decoder"))
+    of_read, of_tile = LIVE_IN_STRIPS if in_strips else LIVE
+    values = max(of_read * math.prod(read), of_tile * math.prod(joined))
     return 4 * network.features[0] * values
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_attunet.architecture import NetworkSpec
 
-__all__ = ["REACH", "Interval", "decoded", "halo"]
+__all__ = ["REACH", "Interval", "below", "cuts_in_strips", "decoded", "halo", "reach"]
 
 #: Attention inside blocks that looks at neighbours only, and how far. All other kinds
 #: are taken to pool over the whole input.
@@ -39,21 +39,15 @@ def decoded(spec: NetworkSpec, axis: int, wanted: Interval) -> list[Interval]:
         In pixels of each level, fine to coarse: what is wanted; what the decoder's
         coarser levels must compute; last, of the bottleneck.
     """
-    grow = 1 if spec.upsampling == "nearest" else 0  # its 3x3 convolution
     needs = [wanted]
     deep: Interval | None = None  # of the bottleneck, as the gating signal
-    for level, strides in enumerate(spec.strides):
-        joined = _wider(needs[-1], _reach(spec, "decoder", level))
-        below = _cells(_wider(joined, grow), strides[axis])
-        if spec.gate is not None and spec.gate.signal != "fine":
+    for level in range(spec.levels - 1):
+        if spec.gate is not None and spec.gate.signal == "bottleneck":
+            alpha = _gated(spec, axis, level, needs[-1])
             scale = spec.gate_scale(level)[axis]
-            alpha = _interpolated(joined, scale // spec.scale(level)[axis])
-            if spec.gate.signal == "coarse":
-                below = _hull(below, alpha)
-            else:
-                signal = _interpolated(alpha, spec.divisor[axis] // scale)
-                deep = _hull(deep or signal, signal)
-        needs.append(below)
+            signal = _interpolated(alpha, spec.divisor[axis] // scale)
+            deep = _hull(deep or signal, signal)
+        needs.append(below(spec, axis, level, needs[-1]))
     if deep is not None:
         # It is spread over every level: they all have to lie on its grid.
         deep = _hull(needs[-1], deep)
@@ -61,6 +55,37 @@ def decoded(spec: NetworkSpec, axis: int, wanted: Interval) -> list[Interval]:
             ratio = spec.divisor[axis] // spec.scale(level)[axis]
             needs[level] = _pixels(deep, ratio)
     return needs
+
+
+def below(spec: NetworkSpec, axis: int, level: int, needed: Interval) -> Interval:
+    """Return what a part of a level's decoded features needs of the next coarser one.
+
+    Not what gates need whose signal is the bottleneck.
+    """
+    grow = 1 if spec.upsampling == "nearest" else 0  # its 3x3 convolution
+    joined = _wider(needed, reach(spec, "decoder", level))
+    found = _cells(_wider(joined, grow), spec.strides[level][axis])
+    if spec.gate is not None and spec.gate.signal == "coarse":
+        found = _hull(found, _gated(spec, axis, level, needed))
+    return found
+
+
+def cuts_in_strips(spec: NetworkSpec, part: str, level: int) -> bool:
+    """Return whether a level may be worked on some rows at a time.
+
+    Strips of volumes would have too much in common.
+    """
+    return (
+        spec.ndim == 2
+        and spec.is_local
+        and not spec.attention_in(part, level)
+        and (spec.gate is None or spec.gate.signal != "bottleneck")
+    )
+
+
+def reach(spec: NetworkSpec, part: str, level: int) -> int:
+    """Return how far a block looks: two 3x3 convolutions, and its attention."""
+    return 2 + sum(REACH.get(a.kind, 0) for a in spec.attention_in(part, level))
 
 
 def halo(spec: NetworkSpec, axis: int) -> int:
@@ -72,16 +97,18 @@ def halo(spec: NetworkSpec, axis: int) -> int:
     interval = decoded(spec, axis, (0, cell - 1))[-1]
     # Of each skip, the decoder needs less than the levels below it.
     for level in reversed(range(spec.levels)):
-        interval = _wider(interval, _reach(spec, "encoder", level))
+        interval = _wider(interval, reach(spec, "encoder", level))
         if level:
             interval = _pixels(interval, spec.strides[level - 1][axis])
     low, high = interval
     return math.ceil(max(-low, high - (cell - 1)) / cell) * cell
 
 
-def _reach(spec: NetworkSpec, part: str, level: int) -> int:
-    """Return how far a block looks: two 3x3 convolutions, and its attention."""
-    return 2 + sum(REACH.get(a.kind, 0) for a in spec.attention_in(part, level))
+def _gated(spec: NetworkSpec, axis: int, level: int, needed: Interval) -> Interval:
+    """Return the cells of a gate's α that a part of a level's features needs."""
+    joined = _wider(needed, reach(spec, "decoder", level))
+    ratio = spec.gate_scale(level)[axis] // spec.scale(level)[axis]
+    return _interpolated(joined, ratio)
 
 
 def _wider(interval: Interval, by: int) -> Interval:

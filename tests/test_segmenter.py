@@ -531,13 +531,13 @@ def test_default_tiles_are_even_and_bounded():
     tile = default_tile(network, (4100, 4100), halo, room)
     assert all(t % 16 == 0 for t in tile)
     read = [t + 2 * h for t, h in zip(tile, halo, strict=True)]
-    assert 4 * 16 * plan.ENCODED * read[0] * read[1] <= room
-    assert 4 * 16 * plan.DECODED * tile[0] * tile[1] <= room
+    assert 4 * 16 * plan.LIVE_IN_STRIPS[0] * read[0] * read[1] <= room
+    assert 4 * 16 * plan.LIVE_IN_STRIPS[1] * tile[0] * tile[1] <= room
     parts = [-(-4100 // t) for t in tile]
     assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
     # one cut less would not fit
     longer = 4100 / (max(parts) - 1)
-    assert 4 * 16 * plan.DECODED * longer * min(tile) > room
+    assert 4 * 16 * plan.LIVE_IN_STRIPS[1] * longer * min(tile) > room
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

@@ -41,6 +41,7 @@ from napari_attunet.networks.operations import (
     Operation,
     is_plain,
 )
+from napari_attunet.networks.strips import StripedUNet
 from napari_attunet.networks.unet import AttentionUNet
 
 __all__ = ["FusedUNet", "fused"]
@@ -101,7 +102,7 @@ def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUN
     return fused(network)
 
 
-class FusedUNet(AttentionUNet):
+class FusedUNet(StripedUNet):
     """A network rewritten for inference; see `fused`.
 
     Attributes

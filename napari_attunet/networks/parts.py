@@ -14,20 +14,22 @@ level needs what is wanted and a few pixels around it, which is much less::
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch.nn import functional as F
 
 from napari_attunet.architecture import Mechanism, NetworkSpec
 from napari_attunet.errors import DataError
-from napari_attunet.receptive import decoded
+from napari_attunet.receptive import below, decoded
 from napari_attunet.tiling import Region
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Parts", "cut", "laid"]
+__all__ = ["Parts", "cut", "laid", "seen"]
 
 
 class Parts:
@@ -105,6 +107,25 @@ class Parts:
         scales = zip(self._spec.gate_scale(level), self._spec.scale(level), strict=True)
         return _coarser(self.joined(level), [g // s for g, s in scales])
 
+    def strips(self, level: int, rows: int) -> Iterator[Parts]:
+        """Yield the same for strips of at least so many rows of a level's features.
+
+        Each has what it needs of the next coarser level, and no other level's parts.
+        """
+        (begin, end), *_ = ((r.start, r.stop) for r in self._needed[level])
+        count = max(1, (end - begin) // rows)
+        align = self._spec.strides[level][0]
+        cuts = [(begin + i * (end - begin) // count) // align for i in range(1, count)]
+        for first, last in itertools.pairwise([begin, *(c * align for c in cuts), end]):
+            low, high = below(self._spec, 0, level, (first, last - 1))
+            there, *across = self._needed[level + 1]
+            low, high = max(low, there.start), min(high + 1, there.stop)
+            strip = copy.copy(self)
+            strip._needed = list(self._needed)
+            strip._needed[level] = (slice(first, last), *self._needed[level][1:])
+            strip._needed[level + 1] = (slice(low, high), *across)
+            yield strip
+
     def of(self, mechanism: Mechanism) -> Region | None:
         """Return what coefficients cover of their grid; None if all of it."""
         if mechanism.part == "encoder":
@@ -124,14 +145,18 @@ def cut(x: Tensor, to: Region, of: Region | None = None) -> Tensor:
     of : tuple of slice, optional
         What x covers of the same grid; by default it begins where the grid does.
     """
+    part = seen(x, to, of)
+    return x if part.shape == x.shape else part.clone()
+
+
+def seen(x: Tensor, to: Region, of: Region | None = None) -> Tensor:
+    """Return the same as `cut` without copying it."""
     starts = [r.start for r in of] if of else [0] * len(to)
     moved = tuple(
         slice(r.start - first, r.stop - first)
         for r, first in zip(to, starts, strict=True)
     )
-    if [m.stop - m.start for m in moved] == list(x.shape[-len(to) :]):
-        return x
-    return x[(slice(None), slice(None), *moved)].clone()
+    return x[(slice(None), slice(None), *moved)]
 
 
 def laid(x: Tensor, to: Region, of: Region, around: float) -> Tensor:

@@ -198,15 +198,21 @@ class AttentionUNet(nn.Module):
             x, matrix = self.transformer(x)
             coefficients = (matrix,)
         skips = []
-        for level, block in enumerate(self.encoder):
-            if level:
-                x = self.pools[level - 1](x)
-            x, found = block(x)
+        last = self.spec.levels - 1
+        for level in range(last):
+            skip, x, found = self._down(level, x, parts)
+            skips.append(skip)
             coefficients += found
-            if level < self.spec.levels - 1:
-                skips.append(cut(x, parts.joined(level)))
-        bottleneck = cut(x, parts.needed(self.spec.levels - 1))
-        return Encoded(skips, bottleneck, coefficients, matrix, parts)
+        x, found = self.encoder[last](x)
+        bottleneck = cut(x, parts.needed(last))
+        return Encoded(skips, bottleneck, coefficients + found, matrix, parts)
+
+    def _down(
+        self, level: int, x: Tensor, parts: Parts
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Return a level's skip, what the next one gets, and what it attended to."""
+        x, found = self.encoder[level](x)
+        return cut(x, parts.joined(level)), self.pools[level](x), found
 
     def decode(self, encoded: Encoded, edits: Edits | None = None) -> Explained:
         """Run the decoder alone, as often as you like.
@@ -236,23 +242,15 @@ class AttentionUNet(nn.Module):
                 f"There are {len(self.gates)} gates, at levels from 0; there is none "
                 f"to edit at {sorted(unknown)}."
             )
-        gate = self.spec.gate
         deep = None if self.signal is None else self.signal(x)
         of_gates: list[Tensor] = []
         of_blocks: list[tuple[Tensor, ...]] = []
         auxiliary: list[Tensor] = []
         for level in reversed(range(self.spec.levels - 1)):
-            if gate is None:
-                x = torch.cat((skips.pop(), self.ups[level](x)), dim=1)
-            else:
-                edited = functools.partial(
-                    self._edited, level, edits.get(level), matrix, parts
-                )
-                x, alpha = self._joined(level, skips, x, deep, edited)
-                of_gates.append(alpha)
-            x, found = self.decoder[level](x)
+            edited = functools.partial(self._edited, level, edits.get(level), matrix)
+            x, alpha, found = self._up(level, skips, x, deep, edited, parts)
+            of_gates += alpha
             of_blocks.append(found)
-            x = cut(x, parts.needed(level), parts.joined(level))
             if self.training and self.spec.deep_supervision and level:
                 auxiliary.append(self.auxiliary_heads[level - 1](x))
         heads = [self.head(x), *reversed(auxiliary)]
@@ -273,6 +271,28 @@ class AttentionUNet(nn.Module):
                 values = cut(values, place, parts.of(mechanism))
             shown.append(values)
         return Explained(logits, tuple(shown), tuple(auxiliary))
+
+    def _up(
+        self,
+        level: int,
+        skips: list[Tensor],
+        x: Tensor,
+        deep: Tensor | None,
+        edited: Callable[[Parts, Tensor], Tensor],
+        parts: Parts,
+    ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return a level's decoded features, α of its gate, and of its block.
+
+        Arguments as of `_joined`; α on ``parts.gated(level)``, if there is a gate.
+        """
+        alphas: list[Tensor] = []
+        if self.spec.gate is None:
+            x = torch.cat((skips.pop(), self.ups[level](x)), dim=1)
+        else:
+            here = functools.partial(edited, parts)
+            x, *alphas = self._joined(level, skips, x, deep, here)
+        x, found = self.decoder[level](x)
+        return cut(x, parts.needed(level), parts.joined(level)), tuple(alphas), found
 
     def _joined(
         self,
@@ -313,7 +333,7 @@ class AttentionUNet(nn.Module):
         parts: Parts,
         alpha: Tensor,
     ) -> Tensor:
-        """Return α as an edit wants it; see `decode`."""
+        """Return α, which lies on these parts, as an edit wants it; see `decode`."""
         if edit is None:
             return alpha
         drawn = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)

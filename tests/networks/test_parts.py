@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from napari_attunet.errors import DataError
-from napari_attunet.networks import AttentionUNet, fused
+from napari_attunet.networks import AttentionUNet, fused, strips
 from napari_attunet.spec import GateSpec, NetworkSpec
 
 
@@ -24,13 +24,13 @@ def exact(network, image):
     return network, image
 
 
-def assert_is_part(found, expected, mechanisms, wanted):
+def assert_is_part(found, expected, mechanisms, wanted, close=None):
     def of(values, scale):
         places = zip(wanted, scale, strict=True)
         return values[(..., *(slice(w.start // s, w.stop // s) for w, s in places))]
 
     precise = expected.logits.dtype == torch.float64
-    close = dict.fromkeys(("rtol", "atol"), 1e-9 if precise else 1e-4)
+    close = close or dict.fromkeys(("rtol", "atol"), 1e-9 if precise else 1e-4)
     torch.testing.assert_close(
         found.logits, of(expected.logits, [1] * len(wanted)), **close
     )
@@ -82,6 +82,57 @@ def test_only_what_the_part_needs_is_decoded(randomised, rewritten):
     network.explain(torch.rand(1, 1, 240, 240), wanted=(inner, inner))
     # of the coarsest level three cells more on each side, of the next 5 and 4 pixels
     assert [tuple(s) for s in seen] == [(20, 20), (28, 28), (40, 40)]
+
+
+@pytest.mark.parametrize("strip", [4, 10])
+def test_strips_change_nothing(spec, randomised, monkeypatch, strip):
+    monkeypatch.setattr(strips, "STRIP", strip)
+    network = randomised(spec)
+    faster = fused(network)
+    x = torch.rand(2, spec.in_channels, *(9 * d for d in spec.divisor))
+    close = {"rtol": 1e-4, "atol": 2e-5}
+    with torch.inference_mode():
+        expected = network.explain(x)
+        for wanted in (*parts_of(spec, 9), None):
+            found = faster.explain(x, wanted=wanted)
+            wanted = wanted or tuple(slice(0, 9 * d) for d in spec.divisor)
+            assert_is_part(found, expected, network.mechanisms, wanted, close)
+
+
+def test_gates_are_edited_in_strips_as_well(editable, randomised, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP", 6)
+    network = randomised(editable)
+    faster, d = fused(network), editable.divisor
+    x = torch.rand(1, editable.in_channels, *(9 * n for n in d))
+    scale = editable.gate_scale(0)
+    whole = torch.rand([9 * n // s for n, s in zip(d, scale, strict=True)])
+    whole[len(whole) // 2 :] = torch.nan
+    wanted = tuple(slice(2 * n, 8 * n) for n in d)
+    cell = [n // s for n, s in zip(d, scale, strict=True)]
+    part = whole[tuple(slice(2 * n, 8 * n) for n in cell)]
+    inner = torch.full_like(whole, torch.nan)
+    inner[tuple(slice(2 * n, 8 * n) for n in cell)] = part
+    close = {"rtol": 1e-4, "atol": 2e-5}
+    with torch.inference_mode():
+        expected = network.explain(x, {0: inner})
+        found = faster.explain(x, {0: part}, wanted=wanted)
+        assert_is_part(found, expected, network.mechanisms, wanted, close)
+
+
+def test_what_is_cut_in_strips(randomised, monkeypatch):
+    monkeypatch.setattr(strips, "STRIP", 8)
+    seen = []
+    faster = fused(randomised(NetworkSpec(features=(4, 6, 8))))
+    for part in (faster.encoder, faster.decoder):
+        for block in part:
+            block.register_forward_hook(
+                lambda m, args, out: seen.append(len(out[0][0, 0]))
+            )
+    faster.explain(torch.rand(1, 1, 64, 16))
+    # eight strips and four, of at least so many rows, and the coarsest level whole
+    assert seen == [10, *[12] * 6, 10, 10, 12, 12, 10, 16, *seen[13:]]
+    assert len(seen) == 8 + 4 + 1 + 4 + 8
+    assert max(seen[13:]) < 20
 
 
 def test_the_decoder_runs_again_on_what_was_kept(randomised):
