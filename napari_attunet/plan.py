@@ -50,7 +50,7 @@ WIDE = {2: 8, 3: 4}
 LIVE = (3.0, 6.0)
 
 #: The same where the finest levels are worked on in strips.
-LIVE_IN_STRIPS = (2.0, 3.5)
+LIVE_IN_STRIPS = (2.5, 5.0)
 
 #: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
 #: more than ten. See docs/tiling.md for the error.

@@ -537,7 +537,7 @@ def test_default_tiles_are_even_and_bounded():
     assert all(t - 4100 / n < 16 for t, n in zip(tile, parts, strict=True))
     # one cut less would not fit
     longer = 4100 / (max(parts) - 1)
-    assert 4 * 16 * plan.LIVE_IN_STRIPS[1] * longer * min(tile) > room
+    assert 4 * 16 * plan.LIVE_IN_STRIPS[1] * longer * max(tile) > room
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
