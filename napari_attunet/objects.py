@@ -20,6 +20,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from napari_attunet.errors import DataError
+from napari_attunet.memory import give_back
 
 if TYPE_CHECKING:
     from napari_attunet.spec import ObjectSettings
@@ -142,9 +143,11 @@ def objects_within(
             # A doubtful spot inside an object would be an edge to its distance map.
             _fill_holes(seeds)
         _part_necks(seeds, settings.split_depth)
+    give_back()  # what slabs leave behind, before whole images of numbers come
     labels = _components(foreground)
     _split(labels, seeds, interior)
     del seeds
+    give_back()
     if settings.fill_holes:
         _fill_holes(labels)
     _renumber(labels, min_size=settings.min_size)
