@@ -138,7 +138,9 @@ def default_halo(network: NetworkSpec) -> tuple[int, ...]:
     )
 
 
-def activation_bytes(network: NetworkSpec, halo: Sequence[int], free: int) -> int:
+def activation_bytes(
+    network: NetworkSpec, halo: Sequence[int], free: int, *, strips: bool = True
+) -> int:
     """Return what a tile's activations may take.
 
     Wide networks get more than `ACTIVATION_BYTES`, up to a quarter of what is free,
@@ -152,14 +154,19 @@ def activation_bytes(network: NetworkSpec, halo: Sequence[int], free: int) -> in
         Around each tile, in pixels of each spatial axis.
     free : int
         Bytes of memory.
+    strips : bool
+        Whether the device works on the finest levels in strips, where it can.
     """
     free = 1 << max(0, int(free).bit_length() - 1)
     edge = WIDE[network.ndim]
-    wide = _bytes_of([edge * h for h in halo], [(edge + 2) * h for h in halo], network)
+    tile, read = [edge * h for h in halo], [(edge + 2) * h for h in halo]
+    wide = _bytes_of(tile, read, network, strips)
     return min(free // 2, max(ACTIVATION_BYTES, min(int(wide), free // 4)))
 
 
-def _bytes_of(tile: Sequence[int], read: Sequence[int], network: NetworkSpec) -> float:
+def _bytes_of(
+    tile: Sequence[int], read: Sequence[int], network: NetworkSpec, strips: bool
+) -> float:
     """Return what the activations take at most, of a tile of which so much is read."""
     joined = read
     if network.is_local:
@@ -170,14 +177,21 @@ def _bytes_of(tile: Sequence[int], read: Sequence[int], network: NetworkSpec) ->
                 needs, network.strides[0], read, strict=True
             )
         ]
-    in_strips = all(cuts_in_strips(network, p, 0) for p in ("encoder", "decoder"))
+    in_strips = strips and all(
+        cuts_in_strips(network, part, 0) for part in ("encoder", "decoder")
+    )
     of_read, of_tile = LIVE_IN_STRIPS if in_strips else LIVE
     values = max(of_read * math.prod(read), of_tile * math.prod(joined))
     return 4 * network.features[0] * values
 
 
 def default_tile(
-    network: NetworkSpec, shape: Sequence[int], halo: Sequence[int], room: int
+    network: NetworkSpec,
+    shape: Sequence[int],
+    halo: Sequence[int],
+    room: int,
+    *,
+    strips: bool = True,
 ) -> tuple[int, ...]:
     """Return the largest tile whose activations find room, evenly cut.
 
@@ -188,9 +202,11 @@ def default_tile(
         Of the image and around each tile, in pixels of each spatial axis.
     room : int
         Bytes, as of `activation_bytes`.
+    strips : bool
+        As there.
     """
     padded = [-(-n // d) * d for n, d in zip(shape, network.divisor, strict=True)]
-    if _bytes_of(padded, padded, network) <= room:
+    if _bytes_of(padded, padded, network, strips) <= room:
         return tuple(padded)
     # The longest axes are cut first, until what is read around a tile fits.
     parts = [1] * network.ndim
@@ -200,7 +216,7 @@ def default_tile(
             for n, p, d in zip(padded, parts, network.divisor, strict=True)
         ]
         read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
-        if _bytes_of(tile, read, network) <= room:
+        if _bytes_of(tile, read, network, strips) <= room:
             return tuple(tile)
         # Smaller than its halo, a tile saves hardly any memory and costs a lot.
         can = [

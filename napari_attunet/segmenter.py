@@ -286,8 +286,10 @@ class Segmenter:
         network = self.model.spec.network
         with contextlib.suppress(torch.OutOfMemoryError):  # told when it is run
             self.network_on(device)  # it takes memory, too
-        room = activation_bytes(network, self.halo, free_memory(device))
-        return default_tile(network, job.prepared.view.spatial_shape, self.halo, room)
+        strips, free = device.name == "cpu", free_memory(device)
+        room = activation_bytes(network, self.halo, free, strips=strips)
+        shape = job.prepared.view.spatial_shape
+        return default_tile(network, shape, self.halo, room, strips=strips)
 
     def _lacking(self, device: Device) -> list[str]:
         """Return why it was not computed as fast as it was asked for, in a sentence."""

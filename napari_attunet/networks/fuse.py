@@ -332,6 +332,7 @@ class _Tf32:
     lock = threading.Lock()
     users = 0
     before = (False, False)
+    told = False
 
 
 @contextmanager
@@ -348,7 +349,9 @@ def _without_tf32(x: Tensor) -> Iterator[None]:
                 convolutions.allow_tf32 = products.allow_tf32 = False
             _Tf32.users += 1
     except RuntimeError as failure:  # it was set by PyTorch's newer names
-        logger.warning("TF32 stays as it is: %s", _first_line(failure))
+        if not _Tf32.told:
+            logger.warning("TF32 stays as it is: %s", _first_line(failure))
+            _Tf32.told = True
         yield
         return
     try:

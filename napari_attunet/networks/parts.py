@@ -108,7 +108,7 @@ class Parts:
         return _coarser(self.joined(level), [g // s for g, s in scales])
 
     def strips(self, level: int, rows: int) -> Iterator[Parts]:
-        """Yield the same for strips of at least so many rows of a level's features.
+        """Yield the same for strips of about so many rows of a level's features.
 
         Each has what it needs of the next coarser level, and no other level's parts.
         """
@@ -160,7 +160,7 @@ def seen(x: Tensor, to: Region, of: Region | None = None) -> Tensor:
 
 
 def laid(x: Tensor, to: Region, of: Region, around: float) -> Tensor:
-    """Return what lies on a part of a grid laid into a larger part.
+    """Return what lies on a part of a grid as it lies on another part.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def laid(x: Tensor, to: Region, of: Region, around: float) -> Tensor:
     of : tuple of slice
         What x covers.
     around : float
-        What is there else.
+        What is there where x is not.
     """
     pads: list[int] = []
     for inner, outer in zip(reversed(of), reversed(to), strict=True):

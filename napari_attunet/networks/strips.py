@@ -24,8 +24,8 @@ from napari_attunet.receptive import cuts_in_strips, reach
 
 __all__ = ["StripedUNet"]
 
-#: Rows of a strip at least: few enough for the processor's cache, and enough for the
-#: four or so beyond it not to matter.
+#: Rows of a strip, or some more: few enough for the processor's cache, and enough for
+#: the four or so beyond it not to matter.
 STRIP = 128
 
 #: So many of the finest levels are worked on in strips; of coarser ones, nothing is

@@ -283,7 +283,8 @@ class AttentionUNet(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
         """Return a level's decoded features, α of its gate, and of its block.
 
-        Arguments as of `_joined`; α on ``parts.gated(level)``, if there is a gate.
+        Arguments as of `_joined`, but ``edited`` is told the parts first; α lies on
+        ``parts.gated(level)``, if there is a gate.
         """
         alphas: list[Tensor] = []
         if self.spec.gate is None:
@@ -339,6 +340,8 @@ class AttentionUNet(nn.Module):
         drawn = torch.as_tensor(edit, dtype=alpha.dtype, device=alpha.device)
         if drawn.ndim:
             place = parts.wanted(self.spec.gate_scale(level))
+            sizes = (p.stop - p.start for p in place)
+            drawn = drawn.expand(*alpha.shape[:2], *sizes)
             drawn = laid(drawn, parts.gated(level), place, torch.nan)
         drawn = drawn.expand(alpha.shape)
         told = ~drawn.isnan()

@@ -166,6 +166,8 @@ class CropSampler:
             coming = thread.submit(self.batch, first, part)
             for step in itertools.count(first + 1):
                 batch = coming.result()
+                # Else threads yet to come would have one, as the last that was told.
+                torch.set_num_threads(torch.get_num_threads())
                 coming = thread.submit(self.batch, step, part)
                 yield batch
 

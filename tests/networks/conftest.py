@@ -15,6 +15,11 @@ SPECS = {
     "instance": NetworkSpec(features=(3, 4), norm="instance"),
     "group": NetworkSpec(features=(8, 16), norm="group", gate=GateSpec(norm="group")),
     "channels": NetworkSpec(features=(3, 4, 6), gate=GateSpec(channels=(5, 2))),
+    "several": NetworkSpec(
+        features=(3, 4, 6),
+        strides=((3, 2), (1, 2)),
+        gate=GateSpec(signal="coarse", count=2),
+    ),
     "strides": NetworkSpec(features=(3, 4, 6), strides=((1, 2), (3, 2))),
     "3d": NetworkSpec(ndim=3, features=(3, 4, 6), strides=((1, 2, 2), (2, 2, 2))),
     "3d coarse": NetworkSpec(ndim=3, features=(3, 4), gate=GateSpec(signal="coarse")),
