@@ -309,6 +309,11 @@ class Library:
         entry = self._version(key, "remove")
         if entry.bundled:
             raise ModelError(f"{entry.spec.key} came with napari-attunet and stays.")
+        name = entry.spec.name
+        newest = max(e.spec.version for e in self.entries() if e.spec.name == name)
+        with contextlib.suppress(ModelError):  # damaged pins are told elsewhere
+            if any(p.name == name and p.newest < newest for p in self._pins()):
+                self._pin(name, None)  # it has ended, and must not begin again
         entry.path.unlink()
 
     # --- behind the shelf -----------------------------------------------------------

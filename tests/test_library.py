@@ -152,6 +152,13 @@ def test_removing_the_pinned_version_brings_back_the_newest(library):
     assert library.current("mine").spec.key == "mine@10"
 
 
+def test_a_pin_that_has_ended_does_not_begin_again(library):
+    library.make_current("mine@2")
+    store(library, "mine", 11)
+    library.remove("mine@11")
+    assert library.current("mine").spec.key == "mine@10"
+
+
 @given(st.lists(st.sampled_from(["store", "remove", "pin"]), max_size=8), st.randoms())
 @settings(deadline=None, max_examples=40)
 def test_the_current_version_is_the_last_stored_or_pinned(
