@@ -19,9 +19,14 @@ MARGIN = 6
 class DockPart(QWidget):
     """A dock's widget, or a panel that can be one: it stops when the dock is closed."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # Qt's metaclass and that of abstract classes do not go together.
+        if cls.close_down is DockPart.close_down:
+            raise TypeError(f"{cls.__name__} has to say how it closes down.")
+
     def close_down(self) -> None:
         """Stop all work, and let go of the viewer and its layers."""
-        raise NotImplementedError
 
     def event(self, event: Any) -> bool:
         """Close down with the dock: napari then takes the parent away."""

@@ -97,6 +97,7 @@ def corrections(draw: st.DrawFn) -> Correction:
     regions = np.zeros(of_labels, bool)
     regions.flat[0] = regions.flat[-1] = True
     predicted = rng.integers(5, 8, of_labels).astype(draw(whole))
+    predicted.flat[0] = predicted.flat[-1] = 5  # one object, where there are two
     return Correction(
         image=image,
         axes=axes,

@@ -117,6 +117,10 @@ def test_gates_are_edited_in_strips_as_well(editable, randomised, monkeypatch):
         expected = network.explain(x, {0: inner})
         found = faster.explain(x, {0: part}, wanted=wanted)
         assert_is_part(found, expected, network.mechanisms, wanted, close)
+        # one number in a tensor is as good as many
+        one = torch.full([1] * (2 + len(d)), 0.3)
+        found, expected = faster.explain(x, {0: one}), faster.explain(x, {0: 0.3})
+        torch.testing.assert_close(found.logits, expected.logits, **close)
 
 
 def test_what_is_cut_in_strips(randomised, monkeypatch):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_attunet.devices import choose_dtype
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
 from napari_attunet.progress import Progress, drain
@@ -126,6 +127,17 @@ def test_training_further_leaves_the_start_alone():
     assert trained.spec.training["started_from"] == "m@1"
 
 
+@pytest.mark.parametrize("freeze", ["nothing", "encoder"])
+def test_what_is_frozen_stays(freeze):
+    start = Model.fresh(make_spec())
+    settings = dataclasses.replace(SETTINGS, freeze=freeze)
+    model = drain(train(start, PAIRS, [], settings))
+    before, after = (m.network.state_dict() for m in (start, model))
+    for name, value in before.items():  # statistics of normalisation, too
+        still = freeze == "encoder" and name.startswith("encoder.")
+        assert torch.equal(value, after[name]) == still, name
+
+
 def test_the_record_tells_how_to_repeat_it():
     record = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS)).spec.training
     assert record["settings"]["steps"] == 6
@@ -174,6 +186,18 @@ def test_validation_images_are_checked_before_the_first_step():
     next(steps)
     with pytest.raises(DataError, match="don't fit"):
         next(steps)
+
+
+def test_what_is_chosen_by_is_exact(monkeypatch):
+    asked = []
+
+    def noted(precision, device):
+        asked.append(precision)
+        return choose_dtype(precision, device)
+
+    monkeypatch.setattr("napari_attunet.segmenter.choose_dtype", noted)
+    validate(Model.fresh(make_spec()), HELD_OUT)
+    assert set(asked) == {"exact"}
 
 
 def test_class_models_are_scored_by_class():

@@ -17,6 +17,7 @@ from napari_attunet.errors import DataError
 from napari_attunet.model import Model, save_model
 from napari_attunet.progress import drain
 from napari_attunet.spec import AttentionSpec, GateSpec, ModelSpec, NetworkSpec
+from napari_attunet.widgets import warm
 from napari_attunet.widgets.inspect.look import Look, last_run, statistics_steps
 from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.poses import Pose, in_units_of
@@ -292,6 +293,18 @@ def test_a_look_answers_as_the_whole_image(weights):
     )
     assert seen.probabilities.shape == (3, *seen.labels.shape)
     assert "t 1, y " in seen.describe()
+
+
+def test_a_look_is_as_precise_as_the_run(weights):
+    path, spec = weights
+    viewer = ViewerModel()
+    source = viewer.add_image(cells(64, 64))
+    settings = Settings(model=str(path), device="cpu", threads=1, precision="exact")
+    drain(Look.of(viewer, source, spec, settings).compute())
+    same = {"device": "cpu", "threads": 1, "tile": None, "precision": "exact"}
+    assert warm._kept is not None
+    kept = warm._kept[1]
+    assert warm.segmenter_for(str(path), **same) is kept
 
 
 def test_a_look_and_the_last_run_agree(tmp_path):
