@@ -11,6 +11,7 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFormLayout,
     QLineEdit,
+    QPushButton,
     QSizePolicy,
     QSpinBox,
     QWidget,
@@ -45,6 +46,7 @@ class Options(QCollapsible):
           Tile size        [-  auto     +]
           CPU threads      [-  auto     +]
           Precision        [ auto      v ]
+          Loaded model     [  Release    ]
     """
 
     def __init__(self) -> None:
@@ -107,6 +109,11 @@ class Options(QCollapsible):
             "Fast computes in half the bits where the device can, and changes a few "
             "pixels at edges; auto does so on CUDA cards"
         )
+        self.release = QPushButton("Release")
+        self.release.setToolTip(
+            "The model used last stays loaded for five minutes, so that the next run "
+            "begins at once; this gives its memory back now"
+        )
         for box in (self.channels, self.output, self.precision):
             let_shrink(box)
         form = make_form()
@@ -121,6 +128,7 @@ class Options(QCollapsible):
             ("Tile size", self.tile),
             ("CPU threads", self.threads),
             ("Precision", self.precision),
+            ("Loaded model", self.release),
         ):
             form.addRow(text, widget)
         content = QWidget()

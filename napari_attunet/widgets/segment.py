@@ -157,6 +157,7 @@ class SegmentWidget(DockPart):
         self.device.currentIndexChanged.connect(self._ask_device)
         self.segment.clicked.connect(self.start)
         self.cancel.clicked.connect(self.stop)
+        self.options.release.clicked.connect(self.release_model)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         viewer.bind_key(SHORTCUT, segment_active_layer, overwrite=True)
 
@@ -279,6 +280,13 @@ class SegmentWidget(DockPart):
             self._job.cancel()
             self._show_state()
             self.message.setText("Stopping …")
+
+    def release_model(self) -> None:
+        """Give back the memory of the model used last; a run under way goes on."""
+        released = let_go()
+        self.message.setText(
+            "The model's memory was given back." if released else "No model is loaded."
+        )
 
     def _on_progressed(self, progress: Progress) -> None:
         self.bar.follow(progress)

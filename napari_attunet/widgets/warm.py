@@ -69,19 +69,21 @@ def segmenter_for(
     return segmenter
 
 
-def let_go() -> None:
-    """Give the memory back; runs that are under way go on."""
+def let_go() -> bool:
+    """Give the memory back, and return whether there was any; runs under way go on."""
     global _kept, _timer
     with _lock:
         if _timer is not None:
             _timer.cancel()
         kept, _kept, _timer = _kept, None, None
-    if kept is not None:
-        from napari_attunet.devices import release_memory
+    if kept is None:
+        return False
+    from napari_attunet.devices import release_memory
 
-        device = kept[1].device
-        del kept
-        release_memory(device)
+    device = kept[1].device
+    del kept
+    release_memory(device)
+    return True
 
 
 def _restart() -> None:

@@ -29,6 +29,7 @@ from napari_attunet.spec import (
     TransformerSpec,
 )
 from napari_attunet.widgets import segment as module
+from napari_attunet.widgets import warm
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import KEY, mark_of
 from napari_attunet.widgets.segment import (
@@ -366,6 +367,19 @@ def test_options_reach_the_engine(viewer, widget, qtbot, monkeypatch):
     assert record["tile"] == [64, 64]
     assert record["threads"] == 1
     assert record["device_reason"] == "You chose the CPU."
+
+
+def test_the_loaded_model_is_released_on_request(viewer, widget, qtbot):
+    add_cells(viewer)
+    run(qtbot, widget)
+    loaded = weakref.ref(warm._kept[1])
+    widget.options.release.click()
+    assert widget.message.text() == "The model's memory was given back."
+    gc.collect()
+    assert loaded() is None
+    widget.options.release.click()
+    assert widget.message.text() == "No model is loaded."
+    run(qtbot, widget)  # and the next run loads it anew
 
 
 @pytest.mark.parametrize(
