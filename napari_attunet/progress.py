@@ -6,13 +6,15 @@ viewer, and by hand in tests. Whoever drains it may stop at any step by closing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Enough", "Progress", "Steps", "drain"]
+__all__ = ["Enough", "Progress", "Steps", "ahead", "drain"]
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 
 class Enough(Exception):
@@ -67,3 +69,24 @@ def drain(
         return result
     finally:
         steps.close()
+
+
+def ahead(
+    items: Iterable[T], *, begin: Callable[[], object] | None = None
+) -> Generator[T]:
+    """Yield the same items; the next is made in a thread while you use one.
+
+    Parameters
+    ----------
+    items : iterable
+        What it raises comes where its item would have come. When you close this early,
+        one more item than you took has been made.
+    begin : callable, optional
+        Called in the thread before anything else.
+    """
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1, "ahead", initializer=begin) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, iterator, end)
+            yield item  # type: ignore[misc]

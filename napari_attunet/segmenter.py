@@ -6,7 +6,7 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from napari_attunet.devices import (
     Device,
     choose_device,
     choose_dtype,
+    default_threads,
     free_memory,
     is_out_of_memory,
     release_memory,
@@ -38,7 +39,7 @@ from napari_attunet.plan import (
     per_axis,
     prepare,
 )
-from napari_attunet.progress import Progress, Steps, drain
+from napari_attunet.progress import Progress, Steps, ahead, drain
 from napari_attunet.spec import ObjectSettings
 from napari_attunet.tiling import Tile, Tiling
 
@@ -341,26 +342,25 @@ class Segmenter:
             labeller=job.labeller,
         )
         done = 0
-        for number, frame in enumerate(frames):
-            for part in tiling:
-                where = f"frame {number + 1} of {len(frames)}, " if frames[1:] else ""
-                yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-                pixels = job.prepared.read(
-                    frame,
-                    tuple(r.start for r in part.read),
-                    tuple(r.stop for r in part.read),
-                )
-                x = torch.from_numpy(pixels)[None].to(device.name)
-                with threads(self.threads) as thread_count:
-                    probabilities, found = _explain(network, x, part, kept)
-                canvas.put(frame, part, probabilities, found)
-                del x, probabilities, found
-                if device.name == "cpu":  # else what tiles leave behind piles up
-                    release_memory(device)
-                done += 1
-            if job.output == "objects":
-                yield Progress(done, total, "Separating objects")
-            canvas.finish(frame)
+        reading = _pixels(job.prepared, frames, tiling)
+        if (self.threads or default_threads()) > 1:
+            reading = ahead(reading)
+        with contextlib.closing(reading):
+            for number, frame in enumerate(frames, 1):
+                where = f"frame {number} of {len(frames)}, " if frames[1:] else ""
+                for part in tiling:
+                    yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
+                    x = torch.from_numpy(next(reading))[None].to(device.name)
+                    with threads(self.threads) as thread_count:
+                        probabilities, found = _explain(network, x, part, kept)
+                    canvas.put(frame, part, probabilities, found)
+                    del x, probabilities, found
+                    if device.name == "cpu":  # else what tiles leave behind piles up
+                        release_memory(device)
+                    done += 1
+                if job.output == "objects":
+                    yield Progress(done, total, "Separating objects")
+                canvas.finish(frame)
         wide = all(h >= n for h, n in zip(self.halo, spec.network.halo, strict=True))
         whole = len(tiling) == 1 or (spec.network.is_local and wide)
         record = {
@@ -410,6 +410,16 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 class _TileTooLarge(Exception):
     """The network ran out of memory on a tile."""
+
+
+def _pixels(
+    prepared: Prepared, frames: Sequence[tuple[int, ...]], tiling: Tiling
+) -> Generator[npt.NDArray[np.float32]]:
+    """Yield what the network sees around every tile of every frame."""
+    for frame in frames:
+        for part in tiling:
+            starts = tuple(r.start for r in part.read)
+            yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
 
 
 def _explain(

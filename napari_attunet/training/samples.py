@@ -6,11 +6,12 @@ training sees what an uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import math
 from collections.abc import Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from napari_attunet.errors import DataError
 from napari_attunet.intensity import ChannelMixer, choose_channels, measure_scaling
 from napari_attunet.objects import object_targets
 from napari_attunet.plan import SAMPLE_VALUES
+from napari_attunet.progress import ahead
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.augmentation import (
     counterstain,
@@ -160,15 +162,12 @@ class CropSampler:
         Nothing else must be drawn meanwhile. The thread that draws keeps one core busy
         for a small part of the time.
         """
-        with ThreadPoolExecutor(
-            1, "crops", initializer=torch.set_num_threads, initargs=(1,)
-        ) as thread:
-            coming = thread.submit(self.batch, first, part)
-            for step in itertools.count(first + 1):
-                batch = coming.result()
+        drawn = (self.batch(step, part) for step in itertools.count(first))
+        one_thread = functools.partial(torch.set_num_threads, 1)
+        with contextlib.closing(ahead(drawn, begin=one_thread)) as batches:
+            for batch in batches:
                 # Else threads yet to come would have one, as the last that was told.
                 torch.set_num_threads(torch.get_num_threads())
-                coming = thread.submit(self.batch, step, part)
                 yield batch
 
     def _draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,56 @@
+"""What is made ahead, in a thread."""
+
+import contextlib
+import threading
+
+import pytest
+
+from napari_attunet.progress import ahead
+
+
+def test_the_same_items_come_in_order():
+    assert list(ahead(range(20))) == list(range(20))
+    assert list(ahead([])) == []
+    assert list(ahead([None, None])) == [None, None]
+
+
+def test_one_item_is_made_ahead_and_no_more():
+    asked = threading.Semaphore(0)
+    made = []
+
+    def items():
+        for number in range(10):
+            made.append(number)
+            yield number
+            asked.release()  # for the next
+
+    with contextlib.closing(ahead(items())) as coming:
+        assert next(coming) == 0
+        assert asked.acquire(timeout=5)
+    assert made == [0, 1]
+
+
+def test_what_is_raised_comes_in_its_place():
+    def items():
+        yield 1
+        raise OSError("gone")
+
+    coming = ahead(items())
+    assert next(coming) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(coming)
+
+
+def test_it_is_another_thread_and_it_ends():
+    def items():
+        while True:
+            yield threading.current_thread()
+
+    begun = []
+    with contextlib.closing(
+        ahead(items(), begin=lambda: begun.append(threading.current_thread()))
+    ) as coming:
+        thread = next(coming)
+        assert thread is next(coming) is begun[0]
+        assert thread is not threading.current_thread()
+    assert not thread.is_alive()
