@@ -38,6 +38,7 @@ from napari_attunet.networks.layers import channels_last, conv
 from napari_attunet.networks.operations import (
     CONVOLUTIONS,
     Chain,
+    Largest,
     Operation,
     is_plain,
 )
@@ -83,6 +84,8 @@ def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUN
     faster.load_state_dict(network.state_dict(), assign=True)
     faster.eval().requires_grad_(False)
     faster.merge_gates()
+    if next(network.parameters()).device.type == "cpu":
+        faster.replace_pools()
     half = dtype != torch.float32
     kinds = [kind for kind in Operation.kinds if not (half and kind.delicate)]
     for parent in list(faster.modules()):
@@ -142,6 +145,12 @@ class FusedUNet(StripedUNet):
                 if joint is not None:
                     self._joints[str(level)] = joint
                     gate.w_x = gate.w_g = nn.Sequential()  # the joint has them
+
+    def replace_pools(self) -> None:
+        """Make a `Largest` of each pool that allows it."""
+        for level, pool in enumerate(self.pools):
+            size = (1, 1, *(EDGE * s for s in self.spec.strides[level]))
+            self.pools[level] = _tried(Largest, pool, pool, _noise(size)) or pool
 
     def _joined(
         self,
@@ -279,9 +288,11 @@ def _random(convolution: nn.Module, seed: int = 0) -> Tensor:
     weight = convolution.get_parameter("weight")
     channels = weight.shape[0 if isinstance(convolution, _TRANSPOSED) else 1]
     ndim = weight.ndim - 2
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(1, channels, *(EDGE,) * ndim, generator=generator)
-    return channels_last(x.to(weight))
+    return channels_last(_noise((1, channels, *(EDGE,) * ndim), seed).to(weight))
+
+
+def _noise(shape: Sequence[int], seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _tried(

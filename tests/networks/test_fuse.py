@@ -13,6 +13,8 @@ from napari_attunet.networks import fuse, fused, operations
 from napari_attunet.networks.layers import (
     RepeatedConv2d,
     RepeatedConv3d,
+    channels_last,
+    max_pool,
     repeated_kernel,
 )
 from napari_attunet.spec import GateSpec, NetworkSpec
@@ -74,6 +76,27 @@ def test_no_pixel_need_be_repeated(repeats, seed):
     torch.testing.assert_close(ours, theirs)
 
 
+@settings(deadline=None)
+@given(
+    strides=st.lists(st.integers(1, 4), min_size=2, max_size=3),
+    channels=st.integers(1, 9),
+    last=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_largest_are_those_of_max_pooling(strides, channels, last, seed):
+    torch.manual_seed(seed)
+    ndim = len(strides)
+    cells = torch.randint(1, 6, (ndim,)).tolist()
+    x = torch.randn(2, channels, *(s * c for s, c in zip(strides, cells, strict=True)))
+    x[torch.rand(x.shape) < 0.05] = torch.nan
+    x[torch.rand(x.shape) < 0.05] = -torch.inf
+    if last:
+        x = channels_last(x)
+    pool = max_pool(ndim, strides)
+    found = operations.Largest(pool)(x)
+    torch.testing.assert_close(found, pool(x), rtol=0, atol=0, equal_nan=True)
+
+
 def kinds_in(network):
     return {type(module).__name__ for module in network.modules()}
 
@@ -82,8 +105,9 @@ def kinds_in(network):
 def test_what_is_saved(randomised, ndim):
     spec = NetworkSpec(ndim=ndim, features=(4, 6))
     kinds = kinds_in(fused(randomised(spec)))
-    assert {"Matrix", "Repeated", "OneDNN"} <= kinds
+    assert {"Matrix", "Repeated", "OneDNN", "Largest"} <= kinds
     wasted = {"BatchNorm2d", "BatchNorm3d", "Conv2d", "Conv3d"}
+    wasted |= {"MaxPool2d", "MaxPool3d"}
     wasted |= {"RepeatedConv2d", "RepeatedConv3d"}
     assert not kinds & wasted
 
@@ -98,6 +122,22 @@ def test_the_network_is_left_as_it_was(randomised):
         assert torch.equal(tensor, before[name])
         assert tensor.stride() == before[name].stride()
     assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_channels_lie_last_from_the_first_layer_on(randomised, ndim, channels):
+    spec = NetworkSpec(ndim=ndim, features=(4, 6), in_channels=channels)
+    faster, layouts = fused(randomised(spec)), []
+    layout = torch.channels_last if ndim == 2 else torch.channels_last_3d
+    first = faster.encoder[0].get_submodule("0")
+    first.register_forward_hook(
+        lambda module, args, out: layouts.append(
+            (out.is_contiguous(memory_format=layout), out.is_contiguous())
+        )
+    )
+    faster(an_image(spec))
+    assert layouts == [(True, False)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -140,6 +180,17 @@ def test_an_operation_that_fails_is_not_used(randomised, monkeypatch, caplog, fa
     assert len(caplog.records) == 2  # once for each step up
     assert "Repeated is not used for RepeatedConv2d + BatchNorm2d" in caplog.text
     assert not any(isinstance(m, nn.BatchNorm2d) for m in faster.modules())
+
+
+def test_pooling_that_fails_is_not_used(randomised, monkeypatch, caplog):
+    network = randomised(THREE_LEVELS)
+    x = an_image(THREE_LEVELS)
+    monkeypatch.setattr(torch, "maximum", torch.minimum)
+    with torch.inference_mode(), caplog.at_level(logging.WARNING):
+        faster = fused(network)
+        assert_same(faster.explain(x), network.explain(x))
+    assert "Largest is not used for MaxPool2d" in caplog.text
+    assert "MaxPool2d" in kinds_in(faster)
 
 
 def test_without_onednn(randomised, monkeypatch, caplog):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from napari_attunet.networks import fused
+from napari_attunet.networks import AttentionUNet, fused
 from napari_attunet.networks.winograd import winograd_convolution, winograd_weight
 from napari_attunet.spec import NetworkSpec
 
@@ -18,8 +18,9 @@ from napari_attunet.spec import NetworkSpec
     count=st.integers(1, 3),
     biased=st.booleans(),
     last=st.booleans(),
+    relu=st.booleans(),
 )
-def test_it_is_the_convolution(shape, channels, count, biased, last):
+def test_it_is_the_convolution(shape, channels, count, biased, last, relu):
     torch.manual_seed(0)
     into, out = channels
     x = torch.randn(count, into, *shape, dtype=torch.float64)
@@ -27,8 +28,11 @@ def test_it_is_the_convolution(shape, channels, count, biased, last):
         x = x.contiguous(memory_format=torch.channels_last)
     weight = torch.randn(out, into, 3, 3, dtype=torch.float64)
     bias = torch.randn(out, dtype=torch.float64) if biased else None
-    found = winograd_convolution(x, winograd_weight(weight), bias)
-    torch.testing.assert_close(found, F.conv2d(x, weight, bias, padding=1))
+    before = x.clone()
+    found = winograd_convolution(x, winograd_weight(weight), bias, relu=relu)
+    expected = F.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(found, expected.relu() if relu else expected)
+    assert torch.equal(x, before)
 
 
 def test_many_patches_go_in_parts():
@@ -46,10 +50,19 @@ def test_rounding_stays_small():
     assert (found - exact).abs().max() < 1e-4 * exact.abs().max()
 
 
-@pytest.mark.parametrize(("features", "used"), [(255, False), (256, True)])
+@pytest.mark.parametrize(("features", "used"), [(127, False), (128, True)])
 def test_it_is_for_many_channels(features, used):
-    from napari_attunet.networks import AttentionUNet
-
     network = AttentionUNet(NetworkSpec(features=(8, features))).eval()
     kinds = {type(m).__name__ for m in fused(network).modules()}
     assert ("Winograd" in kinds) == used
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
+def test_half_the_bits_would_not_do():
+    network = AttentionUNet(NetworkSpec(features=(8, 128))).eval()
+    half = fused(network, torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert "Winograd" not in {type(m).__name__ for m in half.modules()}
