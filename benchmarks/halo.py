@@ -1,8 +1,9 @@
-"""What a halo costs and what it saves: tiles against the whole image.
+"""What a halo costs and what it saves: tiles against the whole image, and blending.
 
 In 2D with a bundled model on a real image, in 3D with a small network that is first
-trained on synthetic nuclei. Prints Markdown tables: pixels read for each of the image,
-largest error of a probability, and share of pixels whose class differs.
+trained on synthetic nuclei. Prints Markdown tables: pixels computed for each of the
+image, largest error of a probability, and share of pixels whose class differs. Blended
+are the logits of overlapping tiles, with Gaussian weights (MONAI's sliding window).
 
     python benchmarks/halo.py [--model nuclei-fluorescence] [--steps 200]
 """
@@ -14,15 +15,22 @@ import math
 
 import numpy as np
 import skimage.data
+import torch
+from monai.data.utils import dense_patch_slices
+from monai.inferers import sliding_window_inference
 
 from napari_attunet import Model, ModelSpec, NetworkSpec, Segmenter, load_model
-from napari_attunet.plan import default_halo
+from napari_attunet.plan import default_halo, prepare
 from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
+from napari_attunet.segmenter import class_probabilities
 from napari_attunet.tiling import Tiling
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import TrainingSettings
 from napari_attunet.training.trainer import train
+
+#: Of blended tiles: what MONAI and nnU-Net do by default.
+OVERLAPS = 0.25, 0.5
 
 
 def small_3d_model(steps: int) -> Model:
@@ -42,7 +50,7 @@ def compare(model: Model, image: np.ndarray, tile: int, halos: list[int]) -> Non
     options = {"probabilities": True, "output": "classes", "attention": True}
     whole = Segmenter(model, tile=100_000, precision="exact").segment(image, **options)
     default = default_halo(network)
-    print("| halo | read | largest error of a probability | of α | labels changed |")
+    print("| halo | computed | largest error, probability | of α | labels changed |")
     print("|---|---|---|---|---|")
     for halo in halos:
         segmenter = Segmenter(model, tile=tile, halo=halo, precision="exact")
@@ -62,6 +70,36 @@ def compare(model: Model, image: np.ndarray, tile: int, halos: list[int]) -> Non
             f"{changed:.1e} |",
             flush=True,
         )
+    for overlap in OVERLAPS:
+        probabilities, read = blended(model, image, tile, overlap)
+        error = np.abs(probabilities - whole.probabilities).max()
+        changed = np.mean(probabilities.argmax(0) != whole.labels)
+        print(
+            f"| blended, overlap {overlap} | {read:.2f} | {error:.1e} | | "
+            f"{changed:.1e} |",
+            flush=True,
+        )
+
+
+def blended(
+    model: Model, image: np.ndarray, tile: int, overlap: float
+) -> tuple[np.ndarray, float]:
+    """Return probabilities, (K, *spatial), and pixels computed for each that is."""
+    pixels = prepare(model.spec, image).read((), (0,) * image.ndim, image.shape)
+    window = (tile,) * image.ndim
+    with torch.inference_mode():
+        logits = sliding_window_inference(
+            torch.from_numpy(pixels)[None],
+            window,
+            4,
+            model.network,
+            overlap=overlap,
+            mode="gaussian",
+        )
+    steps = [int(tile * (1 - overlap))] * image.ndim
+    count = len(dense_patch_slices(image.shape, window, steps))
+    read = count * math.prod(window) / image.size
+    return class_probabilities(logits)[0].numpy(), read
 
 
 def main() -> None:

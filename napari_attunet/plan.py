@@ -39,7 +39,7 @@ __all__ = [
 SAMPLE_VALUES = 4_000_000
 
 #: What a tile's activations may take wherever there is so much memory.
-ACTIVATION_BYTES = 512 * 2**20
+ACTIVATION_BYTES = 448 * 2**20
 
 #: Edge of a tile, in halos, by spatial dimensions: above it larger tiles save little
 #: work any more; below it the halo soon costs more than the image.
@@ -50,7 +50,7 @@ WIDE = {2: 8, 3: 4}
 LIVE = (3.0, 6.0)
 
 #: The same where the finest levels are worked on in strips.
-LIVE_IN_STRIPS = (2.5, 5.0)
+LIVE_IN_STRIPS = (3.1, 3.4)
 
 #: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
 #: more than ten. See docs/tiling.md for the error.
@@ -215,7 +215,10 @@ def default_tile(
             -(-n // (p * d)) * d
             for n, p, d in zip(padded, parts, network.divisor, strict=True)
         ]
-        read = [min(t + 2 * h, n) for t, h, n in zip(tile, halo, padded, strict=True)]
+        read = [  # where there are two parts, each has a halo on one side only
+            min(t + min(p - 1, 2) * h, n)
+            for t, p, h, n in zip(tile, parts, halo, padded, strict=True)
+        ]
         if _bytes_of(tile, read, network, strips) <= room:
             return tuple(tile)
         # Smaller than its halo, a tile saves hardly any memory and costs a lot.

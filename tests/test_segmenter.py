@@ -1,6 +1,8 @@
 """Segmentation: tiles change nothing, every kind of array works, failures retreat."""
 
 import dataclasses
+import math
+import threading
 
 import dask.array as da
 import numpy as np
@@ -26,7 +28,7 @@ from napari_attunet.spec import (
     ObjectSettings,
     TransformerSpec,
 )
-from napari_attunet.tiling import Tile
+from napari_attunet.tiling import Tile, Tiling
 
 
 def make_model(seed=0, output="classes", **network):
@@ -318,6 +320,44 @@ def test_lazy_arrays_give_the_same_and_are_never_made_dense(tmp_path):
     assert 0 < watched.largest <= edge**2
 
 
+@pytest.mark.parametrize(("threads", "apart"), [(1, False), (2, True)])
+def test_the_next_tile_is_read_while_one_is_computed(threads, apart):
+    here, readers = threading.current_thread(), []
+
+    class Disk(Watched):
+        def __getitem__(self, key):
+            readers.append(threading.current_thread())
+            return super().__getitem__(key)
+
+    image = make_image((64, 16))
+    segmenter = Segmenter(make_model(), tile=16, threads=threads)
+    expected = segmenter.segment(image, axes="YX").labels
+    steps = segmenter.steps(Disk(image), axes="YX")
+    for _ in range(2):  # intensities; then the first tile is to come
+        next(steps)
+    readers.clear()
+    assert next(steps).done == 1
+    assert {r is not here for r in readers} == {apart}
+    steps.close()
+    assert not any(r.is_alive() for r in readers if r is not here)
+    np.testing.assert_array_equal(
+        segmenter.segment(Disk(image), axes="YX").labels, expected
+    )
+
+
+def test_what_cannot_be_read_is_told():
+    class Broken(Watched):
+        def __getitem__(self, key):
+            if self.largest:
+                raise OSError("The disk is gone.")
+            return super().__getitem__(key)
+
+    with pytest.raises(OSError, match="gone"):
+        Segmenter(make_model(), tile=16).segment(
+            Broken(make_image((64, 16))), axes="YX"
+        )
+
+
 def test_holes_in_the_data_stay_where_they_are():
     image = make_image((40, 40))
     image[5, 5], image[5, 6], image[5, 7] = np.nan, np.inf, -np.inf
@@ -538,6 +578,24 @@ def test_default_tiles_are_even_and_bounded():
     # one cut less would not fit
     longer = 4100 / (max(parts) - 1)
     assert 4 * 16 * plan.LIVE_IN_STRIPS[1] * longer * max(tile) > room
+
+
+@settings(deadline=None)
+@given(shape=st.tuples(*(st.integers(1, 6000),) * 2))
+def test_no_tile_reads_more_than_there_is_room_for(shape):
+    network = NetworkSpec(features=(16, 32, 64, 128, 256))
+    halo, room = default_halo(network), plan.ACTIVATION_BYTES
+    tile = default_tile(network, shape, halo, room)
+    tiles = Tiling(shape, tile=tile, halo=halo, divisor=network.divisor)
+    read = max(math.prod(r.stop - r.start for r in t.read) for t in tiles)
+    assert 4 * 16 * plan.LIVE_IN_STRIPS[0] * read <= room
+
+
+def test_the_halo_of_two_tiles_is_on_one_side_only():
+    network = NetworkSpec(features=(16, 32, 64, 128, 256))
+    halo = default_halo(network)
+    tile = default_tile(network, (2048, 2048), halo, plan.ACTIVATION_BYTES)
+    assert tile == (1024, 2048)
 
 
 @pytest.mark.parametrize("ndim", [2, 3])

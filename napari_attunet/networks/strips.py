@@ -7,13 +7,14 @@ finest levels. Of those, only the skip and what the next level gets have to be w
                                                         └──> pooled ──> next level
 
 The same on the way up: a strip of the skip and the coarser rows that it needs become a
-strip of decoded features. Strips overlap by the few rows that blocks look further.
+strip of decoded features, at the finest level of logits. Strips overlap by the few rows
+that blocks look further.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,10 +46,11 @@ class StripedUNet(AttentionUNet):
             and cuts_in_strips(self.spec, part, level)
         )
 
-    def _room(self, level: int, x: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return room for features of a level."""
+    @staticmethod
+    def _room(x: Tensor, channels: int, shape: Sequence[int]) -> Tensor:
+        """Return room for what strips become."""
         return torch.empty(
-            (len(x), self.spec.features[level], *shape),
+            (len(x), channels, *shape),
             dtype=x.dtype,
             device=x.device,
             memory_format=torch.channels_last,
@@ -63,8 +65,9 @@ class StripedUNet(AttentionUNet):
         down, across = self.spec.strides[level]
         margin = reach(self.spec, "encoder", level)
         rows, columns = parts.joined(level)
-        skip = self._room(level, x, _sizes((rows, columns)))
-        pooled = self._room(level, x, (height // down, width // across))
+        channels = self.spec.features[level]
+        skip = self._room(x, channels, _sizes((rows, columns)))
+        pooled = self._room(x, channels, (height // down, width // across))
         step = -(-STRIP // down) * down
         for first in range(0, height, step):
             last = min(first + step, height)
@@ -79,29 +82,26 @@ class StripedUNet(AttentionUNet):
         return skip, pooled, ()
 
     def _up(
-        self,
-        level: int,
-        skips: list[Tensor],
-        x: Tensor,
-        deep: Tensor | None,
-        edited: Callable[[Parts, Tensor], Tensor],
-        parts: Parts,
+        self, level: int, skips: list[Tensor], x: Tensor, parts: Parts, **gating: Any
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        plainly = functools.partial(super()._up, level, deep=deep, edited=edited)
+        plainly = super()._up
         needed, gated = parts.needed(level), parts.gated(level)
         height = needed[0].stop - needed[0].start
         if not self._in_strips(level, "decoder", x, height):
-            return plainly(skips, x, parts=parts)
+            return plainly(level, skips, x, parts, **gating)
         skip, spec = skips.pop(), self.spec
-        found = self._room(level, x, _sizes(needed))
+        channels = spec.features[level] if level else spec.out_channels
+        found = self._room(x, channels, _sizes(needed))
         count = spec.gate.count if spec.gate else 0
         alphas = x.new_zeros(len(x), count, *_sizes(gated))
         ratio = spec.gate_scale(level)[0] // spec.scale(level)[0]
         for strip in parts.strips(level, STRIP):
             features, alpha, _ = plainly(
+                level,
                 [seen(skip, strip.joined(level), parts.joined(level))],
                 seen(x, strip.needed(level + 1), parts.needed(level + 1)),
-                parts=strip,
+                strip,
+                **gating,
             )
             rows = strip.needed(level)[0]
             begin = needed[0].start

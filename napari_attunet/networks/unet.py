@@ -248,12 +248,12 @@ class AttentionUNet(nn.Module):
         auxiliary: list[Tensor] = []
         for level in reversed(range(self.spec.levels - 1)):
             edited = functools.partial(self._edited, level, edits.get(level), matrix)
-            x, alpha, found = self._up(level, skips, x, deep, edited, parts)
+            x, alpha, found = self._up(level, skips, x, parts, deep=deep, edited=edited)
             of_gates += alpha
             of_blocks.append(found)
             if self.training and self.spec.deep_supervision and level:
                 auxiliary.append(self.auxiliary_heads[level - 1](x))
-        heads = [self.head(x), *reversed(auxiliary)]
+        heads = [x, *reversed(auxiliary)]
         if matrix is not None:
             heads = [SpatialTransformer.restore(logits, matrix) for logits in heads]
         logits, *auxiliary = (
@@ -277,12 +277,14 @@ class AttentionUNet(nn.Module):
         level: int,
         skips: list[Tensor],
         x: Tensor,
+        parts: Parts,
+        *,
         deep: Tensor | None,
         edited: Callable[[Parts, Tensor], Tensor],
-        parts: Parts,
     ) -> tuple[Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return a level's decoded features, α of its gate, and of its block.
+        """Return what a level decodes, α of its gate, and of its block.
 
+        Those are its features, but the finest level makes logits of them at once.
         Arguments as of `_joined`, but ``edited`` is told the parts first; α lies on
         ``parts.gated(level)``, if there is a gate.
         """
@@ -293,7 +295,8 @@ class AttentionUNet(nn.Module):
             here = functools.partial(edited, parts)
             x, *alphas = self._joined(level, skips, x, deep, here)
         x, found = self.decoder[level](x)
-        return cut(x, parts.needed(level), parts.joined(level)), tuple(alphas), found
+        x = cut(x, parts.needed(level), parts.joined(level))
+        return x if level else self.head(x), tuple(alphas), found
 
     def _joined(
         self,
