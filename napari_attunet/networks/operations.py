@@ -248,8 +248,6 @@ class Largest(nn.Module):
         """Pool x, (N, C, *spatial), whose sizes are multiples of the stride."""
         for axis, stride in enumerate(self._stride, 2):
             every = [slice(None)] * axis
-            first, *others = (
-                x[(*every, slice(i, None, stride))] for i in range(stride)
-            )
-            x = functools.reduce(torch.maximum, others, first)
+            of_each = (x[(*every, slice(i, None, stride))] for i in range(stride))
+            x = functools.reduce(torch.maximum, of_each)
         return x

@@ -106,7 +106,7 @@ class StripedUNet(AttentionUNet):
             rows = strip.needed(level)[0]
             begin = needed[0].start
             found[:, :, rows.start - begin : rows.stop - begin] = features
-            cells = slice(rows.start // ratio, -(-rows.stop // ratio))
+            cells = slice(rows.start // ratio, rows.stop // ratio)
             for values in alpha:  # of the gate, if there is one
                 first = strip.gated(level)[0].start
                 values = values[:, :, cells.start - first : cells.stop - first]

@@ -152,6 +152,9 @@ EFFORTS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: So many times as many steps where the model to start from does not know such images.
+MORE_STEPS = 1.5
+
 #: Crops and how many of them make a step, by spatial dimensions.
 CROPS = {2: (128, 128), 3: (16, 64, 64)}
 BATCHES = {2: 4, 3: 2}
@@ -164,7 +167,8 @@ class RoundSettings:
     Attributes
     ----------
     effort : {"quick", "thorough"}
-        About a minute, or several.
+        About a minute, or several; half as long again, or more, where the model to start
+        from does not know such images.
     starts : tuple of str
         What is tried: ``"parent"`` trains the model further, ``"scratch"`` a new one.
         By default both, unless the model does well already.
@@ -213,12 +217,15 @@ class RoundSettings:
         known : bool
             Whether the model to start from knows such images.
         """
+        usual = EFFORTS[self.effort]
         asked = {"steps": self.steps, "learning_rate": self.learning_rate}
         strength = self.augmentation
         if strength is None:
             strength = 1.0 if known else 0.5
+        if not known:
+            usual = usual | {"steps": round(MORE_STEPS * usual["steps"])}
         return TrainingSettings(
-            **EFFORTS[self.effort] | {k: v for k, v in asked.items() if v is not None},
+            **usual | {k: v for k, v in asked.items() if v is not None},
             crop=CROPS[ndim],
             batch_size=BATCHES[ndim],
             freeze=self.freeze,

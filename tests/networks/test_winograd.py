@@ -36,7 +36,7 @@ def test_it_is_the_convolution(shape, channels, count, biased, last, relu):
 
 
 def test_many_patches_go_in_parts():
-    x = torch.randn(1, 3, 90, 70, dtype=torch.float64)  # 18 patches across, 23 down
+    x = torch.randn(2, 3, 90, 70, dtype=torch.float64)  # 18 patches across, 23 down
     weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
     found = winograd_convolution(x, winograd_weight(weight), None)
     torch.testing.assert_close(found, F.conv2d(x, weight, padding=1))

@@ -217,6 +217,14 @@ def test_what_a_parent_knows_it_sees_as_before(parent, tmp_path, monkeypatch):
     assert spec.training["settings"]["augmentation"]["intensity"] == 1.0
 
 
+@pytest.mark.parametrize("effort", ["quick", "thorough"])
+def test_what_no_parent_knows_is_learnt_for_longer(effort):
+    settings = RoundSettings(effort=effort)
+    known, unknown = (settings.training(2, known=k) for k in (True, False))
+    assert unknown.steps == 1.5 * known.steps
+    assert dataclasses.replace(settings, steps=7).training(2, known=False).steps == 7
+
+
 def test_a_new_model_needs_no_parent(training_set, tmp_path):
     settings = dataclasses.replace(SETTINGS, name="mine", network=NETWORK)
     outcome = drain(run_round(training_set, None, settings, tmp_path / "round"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from napari_attunet import devices
 from napari_attunet.errors import DataError
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import (
@@ -65,6 +66,22 @@ def test_batches_drawn_ahead_are_those_of_their_steps():
             assert torch.equal(ours.targets, theirs.targets)
         assert "ahead_0" in {t.name for t in threading.enumerate()}
     assert "ahead_0" not in {t.name for t in threading.enumerate()}
+
+
+def test_drawing_ahead_takes_one_thread_and_leaves_the_others(monkeypatch):
+    sampler, seen = CropSampler([make_pair()], make_spec(), SETTINGS), []
+    batch = sampler.batch
+
+    def watched(step, part):
+        seen.append(torch.get_num_threads())
+        return batch(step, part)
+
+    monkeypatch.setattr(sampler, "batch", watched)
+    with devices.threads(3), contextlib.closing(sampler.batches(0)) as batches:
+        next(batches)
+        assert torch.get_num_threads() == 3
+        next(batches)
+    assert set(seen) == {1}
 
 
 def test_a_batch_depends_on_seed_and_step_alone():
