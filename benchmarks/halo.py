@@ -1,9 +1,9 @@
 """What a halo costs and what it saves: tiles against the whole image, and blending.
 
 In 2D with a bundled model on a real image, in 3D with a small network that is first
-trained on synthetic nuclei. Prints Markdown tables: pixels computed for each of the
-image, largest error of a probability, and share of pixels whose class differs. Blended
-are the logits of overlapping tiles, with Gaussian weights (MONAI's sliding window).
+trained on synthetic nuclei. Prints Markdown tables: pixels read for each of the image,
+largest error of a probability, and share of pixels whose class differs. Blended are the
+logits of overlapping tiles, with Gaussian weights (MONAI's sliding window).
 
     python benchmarks/halo.py [--model nuclei-fluorescence] [--steps 200]
 """
@@ -50,7 +50,7 @@ def compare(model: Model, image: np.ndarray, tile: int, halos: list[int]) -> Non
     options = {"probabilities": True, "output": "classes", "attention": True}
     whole = Segmenter(model, tile=100_000, precision="exact").segment(image, **options)
     default = default_halo(network)
-    print("| halo | computed | largest error, probability | of α | labels changed |")
+    print("| halo | read | largest error, probability | of α | labels changed |")
     print("|---|---|---|---|---|")
     for halo in halos:
         segmenter = Segmenter(model, tile=tile, halo=halo, precision="exact")
@@ -84,7 +84,7 @@ def compare(model: Model, image: np.ndarray, tile: int, halos: list[int]) -> Non
 def blended(
     model: Model, image: np.ndarray, tile: int, overlap: float
 ) -> tuple[np.ndarray, float]:
-    """Return probabilities, (K, *spatial), and pixels computed for each that is."""
+    """Return probabilities, (K, *spatial), and pixels read for each of the image."""
     pixels = prepare(model.spec, image).read((), (0,) * image.ndim, image.shape)
     window = (tile,) * image.ndim
     with torch.inference_mode():

@@ -177,10 +177,11 @@ def _bytes_of(
                 needs, network.strides[0], read, strict=True
             )
         ]
-    in_strips = strips and all(
-        cuts_in_strips(network, part, 0) for part in ("encoder", "decoder")
-    )
-    of_read, of_tile = LIVE_IN_STRIPS if in_strips else LIVE
+    of_read, of_tile = LIVE
+    if strips and cuts_in_strips(network, "encoder", 0, read[0]):
+        of_read = LIVE_IN_STRIPS[0]
+    if strips and cuts_in_strips(network, "decoder", 0, tile[0]):
+        of_tile = LIVE_IN_STRIPS[1]
     values = max(of_read * math.prod(read), of_tile * math.prod(joined))
     return 4 * network.features[0] * values
 

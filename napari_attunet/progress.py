@@ -71,22 +71,18 @@ def drain(
         steps.close()
 
 
-def ahead(
-    items: Iterable[T], *, begin: Callable[[], object] | None = None
-) -> Generator[T]:
+def ahead(items: Iterable[T]) -> Generator[T]:
     """Yield the same items; the next is made in a thread while you use one.
 
-    Parameters
-    ----------
-    items : iterable
-        What it raises comes where its item would have come. When you close this early,
-        one more item than you took has been made.
-    begin : callable, optional
-        Called in the thread before anything else.
+    What making an item raises comes where the item would have come. When you close this
+    early, one more item than you took has been made.
     """
     iterator, end = iter(items), object()
-    with ThreadPoolExecutor(1, "ahead", initializer=begin) as thread:
+    with ThreadPoolExecutor(1, "ahead") as thread:
         coming = thread.submit(next, iterator, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, iterator, end)
-            yield item  # type: ignore[misc]
+        try:
+            while (made := [coming.result()])[0] is not end:
+                coming = thread.submit(next, iterator, end)
+                yield made.pop()  # type: ignore[misc]  # nothing holds it here
+        finally:
+            del coming  # else an error and this frame would hold each other

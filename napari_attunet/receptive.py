@@ -12,11 +12,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from napari_attunet.architecture import NetworkSpec
 
-__all__ = ["REACH", "Interval", "below", "cuts_in_strips", "decoded", "halo", "reach"]
+__all__ = [
+    "REACH",
+    "STRIP",
+    "Interval",
+    "below",
+    "cuts_in_strips",
+    "decoded",
+    "halo",
+    "reach",
+]
 
 #: Attention inside blocks that looks at neighbours only, and how far. All other kinds
 #: are taken to pool over the whole input.
 REACH = {"cbam-spatial": 3}
+
+#: Rows of a strip, or some more: few enough for the processor's cache, and enough for
+#: the four or so beyond it not to matter.
+STRIP = 128
+
+#: So many of the finest levels are worked on in strips; of coarser ones, nothing is
+#: large any more.
+STRIPED = 2
 
 #: First and last pixel.
 Interval = tuple[int, int]
@@ -70,13 +87,15 @@ def below(spec: NetworkSpec, axis: int, level: int, needed: Interval) -> Interva
     return found
 
 
-def cuts_in_strips(spec: NetworkSpec, part: str, level: int) -> bool:
-    """Return whether a level may be worked on some rows at a time.
+def cuts_in_strips(spec: NetworkSpec, part: str, level: int, rows: int) -> bool:
+    """Return whether so many rows of a level are worked on some at a time.
 
     Strips of volumes would have too much in common.
     """
     return (
-        spec.ndim == 2
+        level < STRIPED
+        and rows >= 2 * STRIP
+        and spec.ndim == 2
         and spec.is_local
         and not spec.attention_in(part, level)
         and (spec.gate is None or spec.gate.signal != "bottleneck")

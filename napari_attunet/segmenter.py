@@ -6,7 +6,7 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -343,14 +343,14 @@ class Segmenter:
         )
         done = 0
         reading = _pixels(job.prepared, frames, tiling)
-        if (self.threads or default_threads()) > 1:
+        if device.name != "cpu" or (self.threads or default_threads()) > 1:
             reading = ahead(reading)
         with contextlib.closing(reading):
             for number, frame in enumerate(frames, 1):
                 where = f"frame {number} of {len(frames)}, " if frames[1:] else ""
                 for part in tiling:
                     yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-                    x = torch.from_numpy(next(reading))[None].to(device.name)
+                    x = torch.from_numpy(_next(reading))[None].to(device.name)
                     with threads(self.threads) as thread_count:
                         probabilities, found = _explain(network, x, part, kept)
                     canvas.put(frame, part, probabilities, found)
@@ -420,6 +420,13 @@ def _pixels(
         for part in tiling:
             starts = tuple(r.start for r in part.read)
             yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
+
+
+def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return what was read; a smaller tile needs less memory for that, too."""
+    with contextlib.suppress(MemoryError):
+        return next(reading)
+    raise _TileTooLarge
 
 
 def _explain(

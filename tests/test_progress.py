@@ -2,7 +2,9 @@
 
 import contextlib
 import threading
+import weakref
 
+import numpy as np
 import pytest
 
 from napari_attunet.progress import ahead
@@ -41,16 +43,27 @@ def test_what_is_raised_comes_in_its_place():
         next(coming)
 
 
+def test_an_item_is_nobody_else_s():
+    class Large:
+        pass
+
+    with contextlib.closing(ahead(Large() for _ in range(3))) as coming:
+        item = weakref.ref(next(coming))
+        assert item() is None
+
+
+def test_arrays_are_items_like_any_other():
+    items = [np.zeros(3), np.ones(3)]
+    assert [a.sum() for a in ahead(items)] == [0, 3]
+
+
 def test_it_is_another_thread_and_it_ends():
     def items():
         while True:
             yield threading.current_thread()
 
-    begun = []
-    with contextlib.closing(
-        ahead(items(), begin=lambda: begun.append(threading.current_thread()))
-    ) as coming:
+    with contextlib.closing(ahead(items())) as coming:
         thread = next(coming)
-        assert thread is next(coming) is begun[0]
+        assert thread is next(coming)
         assert thread is not threading.current_thread()
     assert not thread.is_alive()

@@ -3,21 +3,25 @@
 import dataclasses
 import math
 import threading
+import time
 
 import dask.array as da
 import numpy as np
 import pytest
 import torch
 import zarr
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from napari_attunet import plan
+from napari_attunet import segmenter as segmenter_module
 from napari_attunet.canvas import in_pixels
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet
 from napari_attunet.plan import activation_bytes, default_halo, default_tile
+from napari_attunet.progress import drain
+from napari_attunet.receptive import STRIP
 from napari_attunet.segmenter import Segmenter, segment
 from napari_attunet.spec import (
     AttentionSpec,
@@ -321,7 +325,7 @@ def test_lazy_arrays_give_the_same_and_are_never_made_dense(tmp_path):
 
 
 @pytest.mark.parametrize(("threads", "apart"), [(1, False), (2, True)])
-def test_the_next_tile_is_read_while_one_is_computed(threads, apart):
+def test_the_next_tile_is_read_while_one_is_computed(threads, apart, monkeypatch):
     here, readers = threading.current_thread(), []
 
     class Disk(Watched):
@@ -336,12 +340,47 @@ def test_the_next_tile_is_read_while_one_is_computed(threads, apart):
     for _ in range(2):  # intensities; then the first tile is to come
         next(steps)
     readers.clear()
+    explain = segmenter_module._explain
+
+    def waiting(*arguments):  # while a tile is computed, the next one is read
+        deadline = time.monotonic() + 5
+        while apart and len(readers) < 2 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(readers) == 1 + apart
+        return explain(*arguments)
+
+    monkeypatch.setattr(segmenter_module, "_explain", waiting)
     assert next(steps).done == 1
+    monkeypatch.undo()
     assert {r is not here for r in readers} == {apart}
     steps.close()
     assert not any(r.is_alive() for r in readers if r is not here)
     np.testing.assert_array_equal(
         segmenter.segment(Disk(image), axes="YX").labels, expected
+    )
+
+
+def test_memory_that_does_not_suffice_for_reading_takes_smaller_tiles():
+    image = make_image((256, 64))
+
+    class Tight(Watched):
+        def __getitem__(self, key):
+            part = super().__getitem__(key)
+            if self.tight and part.size > 64 * 70:
+                raise MemoryError
+            return part
+
+    tight = Tight(image)
+    tight.tight = False
+    steps = Segmenter(make_model(features=(2, 3)), tile=64).steps(tight, axes="YX")
+    next(steps)
+    next(steps)
+    tight.tight = True
+    found = drain(steps)
+    assert found.record["tile"] == [32, 32]
+    assert "ran out of memory" in found.record["fallbacks"][0]
+    np.testing.assert_array_equal(
+        found.labels, Segmenter(make_model(features=(2, 3))).segment(image).labels
     )
 
 
@@ -582,13 +621,19 @@ def test_default_tiles_are_even_and_bounded():
 
 @settings(deadline=None)
 @given(shape=st.tuples(*(st.integers(1, 6000),) * 2))
+@example(shape=(200, 60_000))  # too flat for strips
 def test_no_tile_reads_more_than_there_is_room_for(shape):
     network = NetworkSpec(features=(16, 32, 64, 128, 256))
     halo, room = default_halo(network), plan.ACTIVATION_BYTES
     tile = default_tile(network, shape, halo, room)
     tiles = Tiling(shape, tile=tile, halo=halo, divisor=network.divisor)
-    read = max(math.prod(r.stop - r.start for r in t.read) for t in tiles)
-    assert 4 * 16 * plan.LIVE_IN_STRIPS[0] * read <= room
+    sizes = [[r.stop - r.start for r in t.read] for t in tiles]
+    in_strips = max(s[0] for s in sizes) >= 2 * STRIP, tile[0] >= 2 * STRIP
+    of_read, of_tile = (
+        (plan.LIVE, plan.LIVE_IN_STRIPS)[flag][i] for i, flag in enumerate(in_strips)
+    )
+    assert 4 * 16 * of_read * max(map(math.prod, sizes)) <= room
+    assert 4 * 16 * of_tile * math.prod(tile) <= room
 
 
 def test_the_halo_of_two_tiles_is_on_one_side_only():

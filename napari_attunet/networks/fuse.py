@@ -10,6 +10,7 @@ A chain of modules that follow one another becomes one operation where algebra a
 - A 3x3 convolution of many channels needs a quarter of its multiplications
   (`napari_attunet.networks.winograd`).
 - A ReLU is applied while the convolution's result is still in the processor.
+- Max pooling finds no indices.
 - An additive gate looks at skip and signal when they are joined already, with one
   matrix, and scales the skip where it stands.
 
@@ -38,7 +39,7 @@ from napari_attunet.networks.layers import channels_last, conv
 from napari_attunet.networks.operations import (
     CONVOLUTIONS,
     Chain,
-    Largest,
+    MaxPool,
     Operation,
     is_plain,
 )
@@ -147,10 +148,10 @@ class FusedUNet(StripedUNet):
                     gate.w_x = gate.w_g = nn.Sequential()  # the joint has them
 
     def replace_pools(self) -> None:
-        """Make a `Largest` of each pool that allows it."""
+        """Make a `MaxPool` of each pool that allows it."""
         for level, pool in enumerate(self.pools):
             size = (1, 1, *(EDGE * s for s in self.spec.strides[level]))
-            self.pools[level] = _tried(Largest, pool, pool, _noise(size)) or pool
+            self.pools[level] = _tried(MaxPool, pool, pool, _noise(size)) or pool
 
     def _joined(
         self,

@@ -21,14 +21,14 @@ from napari_attunet.networks.winograd import winograd_convolution, winograd_weig
 __all__ = [
     "CONVOLUTIONS",
     "Chain",
-    "Largest",
+    "MaxPool",
     "Operation",
     "is_plain",
 ]
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
 
-#: Channels on either side from which Winograd's algorithm is faster, on a CPU with
+#: Channels on both sides from which Winograd's algorithm is faster, on a CPU with
 #: AVX-512: 1.2 times with so many, 1.8 with twice as many, 2.5 with four times, 0.9
 #: with half. Its weights take four times the memory.
 MANY = 128
@@ -231,8 +231,8 @@ class Folded(Operation):
         return self._activated(self.convolution(x))
 
 
-class Largest(nn.Module):
-    """Max pooling without keeping in mind where the largest values were (on the CPU).
+class MaxPool(nn.Module):
+    """Max pooling that finds no indices, which PyTorch's own does as well (on the CPU).
 
     Parameters
     ----------

@@ -19,32 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from napari_attunet import receptive
+from napari_attunet.architecture import NetworkSpec
 from napari_attunet.networks.parts import Parts, seen
 from napari_attunet.networks.unet import AttentionUNet
-from napari_attunet.receptive import cuts_in_strips, reach
 
 __all__ = ["StripedUNet"]
-
-#: Rows of a strip, or some more: few enough for the processor's cache, and enough for
-#: the four or so beyond it not to matter.
-STRIP = 128
-
-#: So many of the finest levels are worked on in strips; of coarser ones, nothing is
-#: large any more.
-STRIPED = 2
 
 
 class StripedUNet(AttentionUNet):
     """Works in strips where that changes nothing, for inference only."""
-
-    def _in_strips(self, level: int, part: str, x: Tensor, rows: int) -> bool:
-        """Return whether a level is worked on in strips; a card has no use for it."""
-        return (
-            level < STRIPED
-            and rows >= 2 * STRIP
-            and x.device.type == "cpu"
-            and cuts_in_strips(self.spec, part, level)
-        )
 
     @staticmethod
     def _room(x: Tensor, channels: int, shape: Sequence[int]) -> Tensor:
@@ -59,16 +43,16 @@ class StripedUNet(AttentionUNet):
     def _down(
         self, level: int, x: Tensor, parts: Parts
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        if not self._in_strips(level, "encoder", x, x.shape[2]):
+        if not _in_strips(self.spec, "encoder", level, x, x.shape[2]):
             return super()._down(level, x, parts)
         height, width = x.shape[2:]
         down, across = self.spec.strides[level]
-        margin = reach(self.spec, "encoder", level)
+        margin = receptive.reach(self.spec, "encoder", level)
         rows, columns = parts.joined(level)
         channels = self.spec.features[level]
         skip = self._room(x, channels, _sizes((rows, columns)))
         pooled = self._room(x, channels, (height // down, width // across))
-        step = -(-STRIP // down) * down
+        step = -(-receptive.STRIP // down) * down
         for first in range(0, height, step):
             last = min(first + step, height)
             low, high = max(first - margin, 0), min(last + margin, height)
@@ -87,7 +71,7 @@ class StripedUNet(AttentionUNet):
         plainly = super()._up
         needed, gated = parts.needed(level), parts.gated(level)
         height = needed[0].stop - needed[0].start
-        if not self._in_strips(level, "decoder", x, height):
+        if not _in_strips(self.spec, "decoder", level, x, height):
             return plainly(level, skips, x, parts, **gating)
         skip, spec = skips.pop(), self.spec
         channels = spec.features[level] if level else spec.out_channels
@@ -95,7 +79,7 @@ class StripedUNet(AttentionUNet):
         count = spec.gate.count if spec.gate else 0
         alphas = x.new_zeros(len(x), count, *_sizes(gated))
         ratio = spec.gate_scale(level)[0] // spec.scale(level)[0]
-        for strip in parts.strips(level, STRIP):
+        for strip in parts.strips(level, receptive.STRIP):
             features, alpha, _ = plainly(
                 level,
                 [seen(skip, strip.joined(level), parts.joined(level))],
@@ -113,6 +97,11 @@ class StripedUNet(AttentionUNet):
                 first = gated[0].start
                 alphas[:, :, cells.start - first : cells.stop - first] = values
         return found, (alphas,) * bool(count), ()
+
+
+def _in_strips(spec: NetworkSpec, part: str, level: int, x: Tensor, rows: int) -> bool:
+    """Return whether a level is worked on in strips; a card has no use for it."""
+    return x.device.type == "cpu" and receptive.cuts_in_strips(spec, part, level, rows)
 
 
 def _sizes(region: Sequence[slice]) -> tuple[int, ...]:

@@ -67,7 +67,7 @@ def winograd_weight(weight: Tensor) -> Tensor:
 def winograd_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None, *, relu: bool = False
 ) -> Tensor:
-    """Return a 3x3 convolution with a padding of 1.
+    """Return a 3x3 convolution with a padding of 1; for inference, without gradients.
 
     Parameters
     ----------

@@ -7,11 +7,10 @@ training sees what an uninterrupted one would have seen.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import itertools
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,9 +161,13 @@ class CropSampler:
         Nothing else must be drawn meanwhile. The thread that draws keeps one core busy
         for a small part of the time.
         """
-        drawn = (self.batch(step, part) for step in itertools.count(first))
-        one_thread = functools.partial(torch.set_num_threads, 1)
-        with contextlib.closing(ahead(drawn, begin=one_thread)) as batches:
+
+        def drawn() -> Iterator[Batch]:
+            torch.set_num_threads(1)  # of the thread that draws
+            for step in itertools.count(first):
+                yield self.batch(step, part)
+
+        with contextlib.closing(ahead(drawn())) as batches:
             for batch in batches:
                 # Else threads yet to come would have one, as the last that was told.
                 torch.set_num_threads(torch.get_num_threads())

@@ -152,7 +152,7 @@ EFFORTS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: So many times as many steps where the model to start from does not know such images.
+#: So many times as many steps where there is no model that knows such images.
 MORE_STEPS = 1.5
 
 #: Crops and how many of them make a step, by spatial dimensions.
@@ -167,8 +167,9 @@ class RoundSettings:
     Attributes
     ----------
     effort : {"quick", "thorough"}
-        About a minute, or several; half as long again, or more, where the model to start
-        from does not know such images.
+        About a minute, or several. Three times as long where no model knows such
+        images: then the steps are half as many again, and by default a new network is
+        trained as well.
     starts : tuple of str
         What is tried: ``"parent"`` trains the model further, ``"scratch"`` a new one.
         By default both, unless the model does well already.

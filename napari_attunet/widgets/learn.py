@@ -44,7 +44,7 @@ class LearnPanel(QWidget):
     ::
 
         Start from [ nuclei-histology    v ]
-        Effort     [ Quick (about a minute) v ]
+        Effort     [ Quick (a minute or few) v ]
         Show on    [ tissue              v ]
         [x] Watch it learn
         ▸ Advanced

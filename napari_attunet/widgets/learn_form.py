@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NEW_MODEL", "WATCH", "LearnForm", "StartBox"]
 
-EFFORTS = (("Quick (about a minute)", "quick"), ("Thorough (minutes)", "thorough"))
+EFFORTS = (("Quick (a minute or few)", "quick"), ("Thorough (minutes)", "thorough"))
 
 NEW_MODEL = "New model …"
 
@@ -53,7 +53,7 @@ class LearnForm(QWidget):
     ::
 
         Start from [ nuclei-histology    v ]
-        Effort     [ Quick (about a minute)  v ]
+        Effort     [ Quick (a minute or few)  v ]
         Show on    [ tissue              v ]
         [x] Watch it learn
         ▸ Advanced

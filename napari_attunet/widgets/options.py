@@ -22,6 +22,7 @@ from napari_attunet.architecture import PRECISIONS
 from napari_attunet.intensity import CHANNEL_CHOICES
 from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.results import Settings
+from napari_attunet.widgets.warm import IDLE_SECONDS
 
 __all__ = ["Options", "let_shrink", "make_form"]
 
@@ -111,8 +112,9 @@ class Options(QCollapsible):
         )
         self.release = QPushButton("Release")
         self.release.setToolTip(
-            "The model used last stays loaded for five minutes, so that the next run "
-            "begins at once; this gives its memory back now"
+            f"The model used last stays loaded for {IDLE_SECONDS / 60:.0f} minutes, so "
+            "that the next run begins at once. This gives its memory back now, unless "
+            "the attention dock shows it"
         )
         for box in (self.channels, self.output, self.precision):
             let_shrink(box)

@@ -282,10 +282,10 @@ class SegmentWidget(DockPart):
             self.message.setText("Stopping …")
 
     def release_model(self) -> None:
-        """Give back the memory of the model used last; a run under way goes on."""
+        """Let go of the model used last; the attention dock keeps what it shows."""
         released = let_go()
         self.message.setText(
-            "The model's memory was given back." if released else "No model is loaded."
+            "The model was released." if released else "No model is loaded."
         )
 
     def _on_progressed(self, progress: Progress) -> None:
@@ -339,6 +339,7 @@ class SegmentWidget(DockPart):
     def _show_state(self) -> None:
         ready = self.source is not None and self.entry is not None
         self.segment.setEnabled(ready and not self.running)
+        self.options.release.setEnabled(not self.running)
         self.cancel.setEnabled(self._job is not None and not self._job.cancelled)
         self.bar.setVisible(self.running)
 

@@ -83,7 +83,7 @@ def test_no_pixel_need_be_repeated(repeats, seed):
     last=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_the_largest_are_those_of_max_pooling(strides, channels, last, seed):
+def test_pooling_needs_no_indices(strides, channels, last, seed):
     torch.manual_seed(seed)
     ndim = len(strides)
     cells = torch.randint(1, 6, (ndim,)).tolist()
@@ -93,7 +93,7 @@ def test_the_largest_are_those_of_max_pooling(strides, channels, last, seed):
     if last:
         x = channels_last(x)
     pool = max_pool(ndim, strides)
-    found = operations.Largest(pool)(x)
+    found = operations.MaxPool(pool)(x)
     torch.testing.assert_close(found, pool(x), rtol=0, atol=0, equal_nan=True)
 
 
@@ -105,7 +105,7 @@ def kinds_in(network):
 def test_what_is_saved(randomised, ndim):
     spec = NetworkSpec(ndim=ndim, features=(4, 6))
     kinds = kinds_in(fused(randomised(spec)))
-    assert {"Matrix", "Repeated", "OneDNN", "Largest"} <= kinds
+    assert {"Matrix", "Repeated", "OneDNN", "MaxPool"} <= kinds
     wasted = {"BatchNorm2d", "BatchNorm3d", "Conv2d", "Conv3d"}
     wasted |= {"MaxPool2d", "MaxPool3d"}
     wasted |= {"RepeatedConv2d", "RepeatedConv3d"}
@@ -189,7 +189,7 @@ def test_pooling_that_fails_is_not_used(randomised, monkeypatch, caplog):
     with torch.inference_mode(), caplog.at_level(logging.WARNING):
         faster = fused(network)
         assert_same(faster.explain(x), network.explain(x))
-    assert "Largest is not used for MaxPool2d" in caplog.text
+    assert "MaxPool is not used for MaxPool2d" in caplog.text
     assert "MaxPool2d" in kinds_in(faster)
 
 

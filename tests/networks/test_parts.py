@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from napari_attunet import receptive
 from napari_attunet.errors import DataError
-from napari_attunet.networks import AttentionUNet, fused, strips
+from napari_attunet.networks import AttentionUNet, fused
 from napari_attunet.spec import GateSpec, NetworkSpec
 
 
@@ -86,7 +87,7 @@ def test_only_what_the_part_needs_is_decoded(randomised, rewritten):
 
 @pytest.mark.parametrize("strip", [4, 10])
 def test_strips_change_nothing(spec, randomised, monkeypatch, strip):
-    monkeypatch.setattr(strips, "STRIP", strip)
+    monkeypatch.setattr(receptive, "STRIP", strip)
     network = randomised(spec)
     faster = fused(network)
     x = torch.rand(2, spec.in_channels, *(9 * d for d in spec.divisor))
@@ -100,7 +101,7 @@ def test_strips_change_nothing(spec, randomised, monkeypatch, strip):
 
 
 def test_gates_are_edited_in_strips_as_well(editable, randomised, monkeypatch):
-    monkeypatch.setattr(strips, "STRIP", 6)
+    monkeypatch.setattr(receptive, "STRIP", 6)
     network = randomised(editable)
     faster, d = fused(network), editable.divisor
     x = torch.rand(1, editable.in_channels, *(9 * n for n in d))
@@ -124,7 +125,7 @@ def test_gates_are_edited_in_strips_as_well(editable, randomised, monkeypatch):
 
 
 def test_what_is_cut_in_strips(randomised, monkeypatch):
-    monkeypatch.setattr(strips, "STRIP", 8)
+    monkeypatch.setattr(receptive, "STRIP", 8)
     seen = []
     faster = fused(randomised(NetworkSpec(features=(4, 6, 8))))
     for part in (faster.encoder, faster.decoder):

@@ -371,10 +371,12 @@ def test_options_reach_the_engine(viewer, widget, qtbot, monkeypatch):
 
 def test_the_loaded_model_is_released_on_request(viewer, widget, qtbot):
     add_cells(viewer)
-    run(qtbot, widget)
+    widget.start()
+    assert not widget.options.release.isEnabled()  # it is in use
+    qtbot.waitSignal(widget.finished, timeout=TIMEOUT).wait()
     loaded = weakref.ref(warm._kept[1])
     widget.options.release.click()
-    assert widget.message.text() == "The model's memory was given back."
+    assert widget.message.text() == "The model was released."
     gc.collect()
     assert loaded() is None
     widget.options.release.click()
