@@ -20,10 +20,10 @@ from monai.data.utils import dense_patch_slices
 from monai.inferers import sliding_window_inference
 
 from napari_attunet import Model, ModelSpec, NetworkSpec, Segmenter, load_model
+from napari_attunet.inference import class_probabilities
 from napari_attunet.plan import default_halo, prepare
 from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
-from napari_attunet.segmenter import class_probabilities
 from napari_attunet.tiling import Tiling
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import TrainingSettings

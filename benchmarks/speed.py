@@ -40,11 +40,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from napari_attunet.architecture import GateSpec, NetworkSpec
 from napari_attunet.devices import Device, choose_device, has_bfloat16, threads
+from napari_attunet.inference import class_probabilities
 from napari_attunet.model import Model, load_model
 from napari_attunet.networks import AttentionUNet, FusedUNet, fused
 from napari_attunet.networks.layers import conv
 from napari_attunet.plan import prepare
-from napari_attunet.segmenter import Segmenter, class_probabilities
+from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss
 

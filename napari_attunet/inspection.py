@@ -17,10 +17,11 @@ from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas
 from napari_attunet.devices import is_out_of_memory, threads
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.evaluation import dice
+from napari_attunet.inference import class_probabilities
 from napari_attunet.networks import SpatialTransformer, look
 from napari_attunet.plan import Window, choose_labeller, prepare
 from napari_attunet.progress import Progress, Steps
-from napari_attunet.segmenter import Segmenter, class_probabilities
+from napari_attunet.segmenter import Segmenter
 from napari_attunet.tiling import Tile, Tiling
 
 __all__ = ["Ablation", "Answer", "Edit", "Inspection"]

@@ -6,32 +6,27 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
-from napari_attunet.architecture import Mechanism
-from napari_attunet.axes import ImageView
-from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas, Labeller
+from napari_attunet.canvas import AttentionMap, AttentionTable
 from napari_attunet.devices import (
     Device,
     choose_device,
     choose_dtype,
-    default_threads,
     free_memory,
-    is_out_of_memory,
     release_memory,
-    threads,
 )
 from napari_attunet.errors import DeviceError
+from napari_attunet.inference import Job, Segmentation, TileTooLarge, infer
 from napari_attunet.intensity import ChannelChoice
 from napari_attunet.model import Model
-from napari_attunet.networks import AttentionUNet, FusedUNet, fused
+from napari_attunet.networks import FusedUNet, fused
 from napari_attunet.plan import (
     SMALLEST_TILE,
-    Prepared,
     activation_bytes,
     choose_labeller,
     default_halo,
@@ -39,64 +34,16 @@ from napari_attunet.plan import (
     per_axis,
     prepare,
 )
-from napari_attunet.progress import Progress, Steps, ahead, drain
+from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.spec import ObjectSettings
-from napari_attunet.tiling import Tile, Tiling
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 __all__ = [
     "AttentionMap",
     "AttentionTable",
     "Segmentation",
     "Segmenter",
-    "class_probabilities",
     "segment",
 ]
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """The result of a segmentation.
-
-    Attributes
-    ----------
-    labels : array of int32
-        Shape of the image without its channels.
-    axes : str
-        Names of the labels' axes, such as ``"TYX"``.
-    probabilities : array of float32, (K, *labels.shape), optional
-        Of every class, where they were asked for.
-    attention : tuple of AttentionMap
-        Where it was asked for: of the encoder, of skips, of the decoder, each fine to
-        coarse.
-    tables : tuple of AttentionTable
-        Of what attends to channels, or turns the image, where it was asked for.
-    record : dict
-        What was run: model, device, precision, tile, halo, channels, seconds, whether
-        it was ``"exact"``, and in ``"fallbacks"`` what had to be done otherwise than
-        planned.
-    """
-
-    labels: npt.NDArray[np.int32]
-    axes: str
-    probabilities: npt.NDArray[np.float32] | None
-    attention: tuple[AttentionMap, ...]
-    tables: tuple[AttentionTable, ...]
-    record: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """A run that is fully decided, but for the tile size and the device."""
-
-    prepared: Prepared
-    attention: bool
-    probabilities: bool
-    output: Literal["classes", "objects"]
-    labeller: Labeller
 
 
 class Segmenter:
@@ -227,8 +174,11 @@ class Segmenter:
         prepared = prepare(
             spec, image, axes=axes, rgb=rgb, region=region, channels=channels
         )
-        job = _Job(
+        job = Job(
+            spec=spec,
             prepared=prepared,
+            halo=self.halo,
+            threads=self.threads,
             attention=attention,
             probabilities=probabilities,
             output=output or spec.output,
@@ -239,7 +189,7 @@ class Segmenter:
         result.record["seconds"] = round(time.perf_counter() - start, 3)
         return result
 
-    def _with_fallbacks(self, job: _Job) -> Steps[Segmentation]:
+    def _with_fallbacks(self, job: Job) -> Steps[Segmentation]:
         """Run the job; out of memory, halve the tile; at last, take the CPU."""
         device = self.device
         network = self.model.spec.network
@@ -250,7 +200,7 @@ class Segmenter:
             while True:
                 try:
                     result = yield from self._run(job, device, tile)
-                except _TileTooLarge:
+                except TileTooLarge:
                     pass
                 else:
                     result.record["fallbacks"] = fallbacks + self._lacking(device)
@@ -280,7 +230,7 @@ class Segmenter:
         finally:
             release_memory(device)
 
-    def _tile_on(self, device: Device, job: _Job) -> tuple[int, ...]:
+    def _tile_on(self, device: Device, job: Job) -> tuple[int, ...]:
         """Return the size of tiles to begin with."""
         if self._tile:
             return self._tile
@@ -314,77 +264,16 @@ class Segmenter:
             return self._networks[device.name]
 
     def _run(
-        self, job: _Job, device: Device, tile: tuple[int, ...]
+        self, job: Job, device: Device, tile: tuple[int, ...]
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
-        view, spec = job.prepared.view, self.model.spec
         try:
             network = self.network_on(device)
         except torch.OutOfMemoryError:
             network = None
         if network is None:
-            raise _TileTooLarge
-        tiling = Tiling(
-            view.spatial_shape,
-            tile=tile,
-            halo=self.halo,
-            divisor=spec.network.divisor,
-        )
-        frames = list(view.frames())
-        kept = [m for m in network.mechanisms if job.attention and m.kind != "pairwise"]
-        total = len(frames) * len(tiling)
-        canvas = _canvas(
-            view,
-            tiling,
-            n_classes=spec.n_classes,
-            mechanisms=kept,
-            keep_probabilities=job.probabilities,
-            labeller=job.labeller,
-        )
-        done = 0
-        reading = _pixels(job.prepared, frames, tiling)
-        if device.name != "cpu" or (self.threads or default_threads()) > 1:
-            reading = ahead(reading)
-        with contextlib.closing(reading):
-            for number, frame in enumerate(frames, 1):
-                where = f"frame {number} of {len(frames)}, " if frames[1:] else ""
-                for part in tiling:
-                    yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-                    x = torch.from_numpy(_next(reading))[None].to(device.name)
-                    with threads(self.threads) as thread_count:
-                        probabilities, found = _explain(network, x, part, kept)
-                    canvas.put(frame, part, probabilities, found)
-                    del x, probabilities, found
-                    if device.name == "cpu":  # else what tiles leave behind piles up
-                        release_memory(device)
-                    done += 1
-                if job.output == "objects":
-                    yield Progress(done, total, "Separating objects")
-                canvas.finish(frame)
-        wide = all(h >= n for h, n in zip(self.halo, spec.network.halo, strict=True))
-        whole = len(tiling) == 1 or (spec.network.is_local and wide)
-        record = {
-            "model": spec.key,
-            "device": str(device),
-            "device_reason": device.reason,
-            "precision": str(network.dtype).removeprefix("torch."),
-            "threads": thread_count,
-            "tile": list(tile),
-            "tiles": len(tiling),
-            "halo": list(self.halo),
-            "exact": whole and network.dtype == torch.float32,
-            "axes": view.axes,
-            "channels": job.prepared.mix.description,
-            "output": job.output,
-        }
-        return Segmentation(
-            canvas.labels,
-            view.label_axes,
-            canvas.probabilities,
-            canvas.maps(),
-            canvas.tables(),
-            record,
-        )
+            raise TileTooLarge
+        return (yield from infer(job, network, device, tile))
 
 
 def segment(
@@ -398,61 +287,3 @@ def segment(
     """Segment an image with a model; options as in `Segmenter.steps`."""
     segmenter = Segmenter(model, device=device, precision=precision)
     return segmenter.segment(image, **options)
-
-
-def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
-    """Return class probabilities, background first; (N, K, *spatial) float32."""
-    if logits.shape[1] == 1:
-        foreground = torch.sigmoid(logits.float())
-        return torch.cat((1 - foreground, foreground), dim=1)
-    return logits.float().softmax(1)
-
-
-class _TileTooLarge(Exception):
-    """The network ran out of memory on a tile."""
-
-
-def _pixels(
-    prepared: Prepared, frames: Sequence[tuple[int, ...]], tiling: Tiling
-) -> Generator[npt.NDArray[np.float32]]:
-    """Yield what the network sees around every tile of every frame."""
-    for frame in frames:
-        for part in tiling:
-            starts = tuple(r.start for r in part.read)
-            yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
-
-
-def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
-    """Return what was read; a smaller tile needs less memory for that, too."""
-    with contextlib.suppress(MemoryError):
-        return next(reading)
-    raise _TileTooLarge
-
-
-def _explain(
-    network: AttentionUNet, x: torch.Tensor, tile: Tile, kept: Sequence[Mechanism]
-) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-    """Return probabilities, (K, *tile.part), and the coefficients to keep."""
-    try:
-        with torch.inference_mode():
-            explained = network.explain(x, wanted=tile.part)
-            found = zip(network.mechanisms, explained.attention, strict=True)
-            return (
-                class_probabilities(explained.logits)[0].cpu().numpy(),
-                [values[0].cpu().numpy() for m, values in found if m in kept],
-            )
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # outside the except block, so that the error no longer holds tensors
-    raise _TileTooLarge
-
-
-def _canvas(view: ImageView, tiling: Tiling, **options: Any) -> Canvas:
-    try:
-        return Canvas(view, tiling, **options)
-    except MemoryError as error:
-        raise DeviceError(
-            f"The results of an image of shape {view.label_shape} don't fit into "
-            "memory: leave out attention and probabilities, or segment a part of it."
-        ) from error

@@ -13,8 +13,7 @@ import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from napari_attunet import plan
-from napari_attunet import segmenter as segmenter_module
+from napari_attunet import inference, plan
 from napari_attunet.canvas import in_pixels
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.model import Model
@@ -340,7 +339,7 @@ def test_the_next_tile_is_read_while_one_is_computed(threads, apart, monkeypatch
     for _ in range(2):  # intensities; then the first tile is to come
         next(steps)
     readers.clear()
-    explain = segmenter_module._explain
+    explain = inference._explain
 
     def waiting(*arguments):  # while a tile is computed, the next one is read
         deadline = time.monotonic() + 5
@@ -349,7 +348,7 @@ def test_the_next_tile_is_read_while_one_is_computed(threads, apart, monkeypatch
         assert len(readers) == 1 + apart
         return explain(*arguments)
 
-    monkeypatch.setattr(segmenter_module, "_explain", waiting)
+    monkeypatch.setattr(inference, "_explain", waiting)
     assert next(steps).done == 1
     monkeypatch.undo()
     assert {r is not here for r in readers} == {apart}

@@ -1,0 +1,240 @@
+"""One pass over an image, tile by tile: read, run the network, stitch, label."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from napari_attunet.architecture import Mechanism
+from napari_attunet.axes import ImageView
+from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas, Labeller
+from napari_attunet.devices import (
+    Device,
+    default_threads,
+    is_out_of_memory,
+    release_memory,
+    threads,
+)
+from napari_attunet.errors import DeviceError
+from napari_attunet.networks import AttentionUNet, FusedUNet
+from napari_attunet.plan import Prepared
+from napari_attunet.progress import Progress, Steps, ahead
+from napari_attunet.spec import ModelSpec
+from napari_attunet.tiling import Tile, Tiling
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+__all__ = ["Job", "Segmentation", "TileTooLarge", "class_probabilities", "infer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """The result of a segmentation.
+
+    Attributes
+    ----------
+    labels : array of int32
+        Shape of the image without its channels.
+    axes : str
+        Names of the labels' axes, such as ``"TYX"``.
+    probabilities : array of float32, (K, *labels.shape), optional
+        Of every class, where they were asked for.
+    attention : tuple of AttentionMap
+        Where it was asked for: of the encoder, of skips, of the decoder, each fine to
+        coarse.
+    tables : tuple of AttentionTable
+        Of what attends to channels, or turns the image, where it was asked for.
+    record : dict
+        What was run: model, device, precision, tile, halo, channels, seconds, whether
+        it was ``"exact"``, and in ``"fallbacks"`` what had to be done otherwise than
+        planned.
+    """
+
+    labels: npt.NDArray[np.int32]
+    axes: str
+    probabilities: npt.NDArray[np.float32] | None
+    attention: tuple[AttentionMap, ...]
+    tables: tuple[AttentionTable, ...]
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A segmentation that is fully decided, but for the device and the tile size.
+
+    Attributes
+    ----------
+    spec : ModelSpec
+    prepared : Prepared
+    halo : tuple of int
+        Around each tile, in pixels of each spatial axis.
+    threads : int, optional
+        Of the CPU; by default all cores this process may use.
+    attention, probabilities : bool
+        Whether to return them.
+    output : {"classes", "objects"}
+    labeller : Labeller
+    """
+
+    spec: ModelSpec
+    prepared: Prepared
+    halo: tuple[int, ...]
+    threads: int | None
+    attention: bool
+    probabilities: bool
+    output: Literal["classes", "objects"]
+    labeller: Labeller
+
+
+class TileTooLarge(Exception):
+    """The network ran out of memory on a tile."""
+
+
+def infer(
+    job: Job, network: FusedUNet, device: Device, tile: tuple[int, ...]
+) -> Steps[Segmentation]:
+    """Segment every frame of an image.
+
+    Parameters
+    ----------
+    job : Job
+    network : FusedUNet
+        Rewritten for the device, where it is.
+    device : Device
+    tile : tuple of int
+        Edge of the tiles along each spatial axis.
+
+    Returns
+    -------
+    generator
+        Yields `Progress` before each tile, returns the `Segmentation`.
+
+    Raises
+    ------
+    TileTooLarge
+        If a tile does not fit into memory.
+    DeviceError
+        If the results don't.
+    """
+    view, spec = job.prepared.view, job.spec
+    tiling = Tiling(
+        view.spatial_shape,
+        tile=tile,
+        halo=job.halo,
+        divisor=spec.network.divisor,
+    )
+    frames = list(view.frames())
+    kept = [m for m in network.mechanisms if job.attention and m.kind != "pairwise"]
+    total = len(frames) * len(tiling)
+    canvas = _canvas(
+        view,
+        tiling,
+        n_classes=spec.n_classes,
+        mechanisms=kept,
+        keep_probabilities=job.probabilities,
+        labeller=job.labeller,
+    )
+    done = 0
+    reading = _pixels(job.prepared, frames, tiling)
+    if device.name != "cpu" or (job.threads or default_threads()) > 1:
+        reading = ahead(reading)
+    with contextlib.closing(reading):
+        for number, frame in enumerate(frames, 1):
+            where = f"frame {number} of {len(frames)}, " if frames[1:] else ""
+            for part in tiling:
+                yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
+                x = torch.from_numpy(_next(reading))[None].to(device.name)
+                with threads(job.threads) as thread_count:
+                    probabilities, found = _explain(network, x, part, kept)
+                canvas.put(frame, part, probabilities, found)
+                del x, probabilities, found
+                if device.name == "cpu":  # else what tiles leave behind piles up
+                    release_memory(device)
+                done += 1
+            if job.output == "objects":
+                yield Progress(done, total, "Separating objects")
+            canvas.finish(frame)
+    wide = all(h >= n for h, n in zip(job.halo, spec.network.halo, strict=True))
+    whole = len(tiling) == 1 or (spec.network.is_local and wide)
+    record = {
+        "model": spec.key,
+        "device": str(device),
+        "device_reason": device.reason,
+        "precision": str(network.dtype).removeprefix("torch."),
+        "threads": thread_count,
+        "tile": list(tile),
+        "tiles": len(tiling),
+        "halo": list(job.halo),
+        "exact": whole and network.dtype == torch.float32,
+        "axes": view.axes,
+        "channels": job.prepared.mix.description,
+        "output": job.output,
+    }
+    return Segmentation(
+        canvas.labels,
+        view.label_axes,
+        canvas.probabilities,
+        canvas.maps(),
+        canvas.tables(),
+        record,
+    )
+
+
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Return class probabilities, background first; (N, K, *spatial) float32."""
+    if logits.shape[1] == 1:
+        foreground = torch.sigmoid(logits.float())
+        return torch.cat((1 - foreground, foreground), dim=1)
+    return logits.float().softmax(1)
+
+
+def _pixels(
+    prepared: Prepared, frames: Sequence[tuple[int, ...]], tiling: Tiling
+) -> Generator[npt.NDArray[np.float32]]:
+    """Yield what the network sees around every tile of every frame."""
+    for frame in frames:
+        for part in tiling:
+            starts = tuple(r.start for r in part.read)
+            yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
+
+
+def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return what was read; a smaller tile needs less memory for that, too."""
+    with contextlib.suppress(MemoryError):
+        return next(reading)
+    raise TileTooLarge
+
+
+def _explain(
+    network: AttentionUNet, x: torch.Tensor, tile: Tile, kept: Sequence[Mechanism]
+) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
+    """Return probabilities, (K, *tile.part), and the coefficients to keep."""
+    try:
+        with torch.inference_mode():
+            explained = network.explain(x, wanted=tile.part)
+            found = zip(network.mechanisms, explained.attention, strict=True)
+            return (
+                class_probabilities(explained.logits)[0].cpu().numpy(),
+                [values[0].cpu().numpy() for m, values in found if m in kept],
+            )
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # outside the except block, so that the error no longer holds tensors
+    raise TileTooLarge
+
+
+def _canvas(view: ImageView, tiling: Tiling, **options: Any) -> Canvas:
+    try:
+        return Canvas(view, tiling, **options)
+    except MemoryError as error:
+        raise DeviceError(
+            f"The results of an image of shape {view.label_shape} don't fit into "
+            "memory: leave out attention and probabilities, or segment a part of it."
+        ) from error
