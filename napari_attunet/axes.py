@@ -350,15 +350,15 @@ class ImageView:
 
     def _chunks(self) -> tuple[list[NDArray[np.int64]] | None, int]:
         """Edges of the chunks along `label_axes`, and the chunks along C."""
-        try:
+        # Of a zarr array whose grid is not regular, nothing else tells.
+        chunks = getattr(self._array, "read_chunk_sizes", None)
+        if chunks is None:
             chunks = getattr(self._array, "chunks", None)
-        except NotImplementedError:  # zarr, of grids that are not regular
-            chunks = None
         if chunks is None:
             return None, 1
         edges = {}
         for axis, size, chunk in zip(self.axes, self._array.shape, chunks, strict=True):
-            if isinstance(chunk, Sequence):  # dask: the length of each
+            if isinstance(chunk, Sequence):  # the length of each
                 inner = np.cumsum([0, *(c for c in chunk if c)])
             else:
                 inner = np.append(np.arange(0, size, chunk), size)

@@ -361,6 +361,29 @@ def test_a_sample_of_dask_runs_few_tasks_even_with_uneven_chunks() -> None:
     assert 0 < len(source.reads) <= CHUNKED_READS
 
 
+def test_a_sample_of_zarr_knows_chunks_of_different_sizes() -> None:
+    class Rectilinear:
+        """As zarr from 3.2 on: such a grid has no chunks of one shape."""
+
+        read_chunk_sizes = ((1, 1), (5, 0, 59), (40, 24))
+        array = np.arange(2 * 64 * 64).reshape(2, 64, 64)
+        shape, dtype, ndim = array.shape, array.dtype, array.ndim
+
+        @property
+        def chunks(self) -> None:
+            pytest.fail("It has none.")
+
+        def __getitem__(self, key: tuple[Any, ...]) -> np.ndarray:
+            return self.array[key]
+
+    source = Rectilinear()
+    edges, channels = ImageView(source, "ZYX", ndim=2)._chunks()
+    assert edges is not None
+    assert [e.tolist() for e in edges] == [[0, 1, 2], [0, 5, 64], [0, 40, 64]]
+    assert channels == 1
+    assert ImageView(source, "ZYX", ndim=2).sample(100).size <= 100
+
+
 def test_small_chunks_are_joined_to_blocks() -> None:
     source = Recorder(np.broadcast_to(np.uint8(0), (4096, 4096)), (16, 16))
     pixels = ImageView(source, "YX", ndim=2).sample(max_pixels=1_000_000)
