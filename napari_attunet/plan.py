@@ -207,8 +207,6 @@ def default_tile(
         As there.
     """
     padded = [-(-n // d) * d for n, d in zip(shape, network.divisor, strict=True)]
-    if _bytes_of(padded, padded, network, strips) <= room:
-        return tuple(padded)
     # The longest axes are cut first, until what is read around a tile fits.
     parts = [1] * network.ndim
     while True:
