@@ -39,11 +39,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from napari_attunet.architecture import GateSpec, NetworkSpec
-from napari_attunet.devices import Device, choose_device, has_bfloat16, threads
+from napari_attunet.devices import (
+    Device,
+    choose_device,
+    fast_type,
+    has_bfloat16,
+    threads,
+)
 from napari_attunet.inference import class_probabilities
 from napari_attunet.model import Model, load_model
 from napari_attunet.networks import AttentionUNet, FusedUNet, fused
 from napari_attunet.networks.layers import conv
+from napari_attunet.networks.operations import Operation
 from napari_attunet.plan import prepare
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec
@@ -203,26 +210,27 @@ def forward(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
             except ImportError:
                 print(f"{rival} is not installed")
         what = f"forward, {name}, {' x '.join(map(str, x.shape[2:]))}"
-        if has_bfloat16(args.device):
-            half = fused(network.to(args.device), torch.bfloat16)
-            runs["ours, bfloat16"] = lambda n=half, x=x: n(x)
+        dtype = fast_type(args.device)
+        if dtype is not None:
+            half = fused(network.to(args.device), dtype)
+            runs["ours, fast"] = lambda n=half, x=x: n(x)
         found = Turns(runs, args.device).go(args.rounds).rows(what, count)
         found[1] |= errors(network, ours, x)
-        if "ours, bfloat16" in runs:
+        if dtype is not None:
             found[-1] |= errors(network, half, x)
             with FlopCounterMode(display=False) as counter:
                 network(x)
             rate = counter.get_total_flops() / float(found[-1]["seconds"])
-            share = rate / matmul_rate(args.device)
-            found[-1]["who"] = f"ours, bfloat16 ({share:.0%} of its matmul rate)"
+            share = rate / matmul_rate(args.device, dtype)
+            found[-1]["who"] = f"ours, {half.dtype} ({share:.0%} of its matmul rate)"
         rows += found
     return rows
 
 
-def matmul_rate(device: str, edge: int = 8192) -> float:
-    """Return how many operations a second large products in bfloat16 reach."""
+def matmul_rate(device: str, dtype: torch.dtype, edge: int = 8192) -> float:
+    """Return how many operations a second large products in this type reach."""
     edge = edge if device.startswith("cuda") else 1024
-    a, b = torch.randn(2, edge, edge, device=device, dtype=torch.bfloat16)
+    a, b = torch.randn(2, edge, edge, device=device, dtype=dtype)
     seconds = Turns({"product": lambda: a @ b}, device).go(5).seconds["product"]
     return 2 * edge**3 / statistics.median(seconds)
 
@@ -318,19 +326,35 @@ def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     return rows
 
 
-class Half(Segmenter):
-    """Computes in bfloat16, also where the device only emulates it."""
+class Rounded(Segmenter):
+    """Computes in float32, but rounds weights and results to another type.
+
+    So do devices that have the type: they sum up products in float32, too.
+    """
+
+    def __init__(self, model: Model, dtype: torch.dtype, **places: object) -> None:
+        super().__init__(model, **places, precision="exact")
+        self.dtype = dtype
 
     def network_on(self, device: Device) -> FusedUNet:
         if device.name not in self._networks:
-            self._networks[device.name] = fused(self.model.network, torch.bfloat16)
-        return self._networks[device.name].to(device.name)
+            network = copy.deepcopy(super().network_on(device))
+            for values in (*network.parameters(), *network.buffers()):
+                values.copy_(self.rounded(values))
+            for module in network.modules():
+                if isinstance(module, Operation) or not list(module.children()):
+                    module.register_forward_hook(lambda *c: self.rounded(c[2]))
+            self._networks[device.name] = network
+        return self._networks[device.name]
+
+    def rounded(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self.dtype).to(values.dtype)
 
 
 def fast(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     """Segment real images in half the bits; count the pixels that change class."""
-    if not has_bfloat16(args.device):
-        print(f"{args.device} emulates bfloat16: the times of it mean nothing")
+    own = fast_type(args.device)
+    print(f"types but {own} are emulated: their times mean nothing")
     rows = []
     for name, pictures in (
         (BUNDLED, ("cell", "coins")),
@@ -339,20 +363,26 @@ def fast(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
         model = load_model(name)
         places = {"device": args.device, "threads": count}
         exact = Segmenter(model, **places, precision="exact")
-        half = Half(model, **places)
+        segmenters = {"float32": exact} | {
+            str(dtype): Segmenter(model, **places, precision="fast")
+            if dtype == own
+            else Rounded(model, dtype, **places)
+            for dtype in (torch.float16, torch.bfloat16)
+        }
         for picture in pictures:
             pixels = getattr(skimage.data, picture)()
             options = {"output": "classes", "probabilities": True}
             runs = {
-                "float32": functools.partial(exact.segment, pixels, **options),
-                "bfloat16": functools.partial(half.segment, pixels, **options),
+                who: functools.partial(segmenter.segment, pixels, **options)
+                for who, segmenter in segmenters.items()
             }
-            one, other = (run() for run in runs.values())
+            expected, *others = (run() for run in runs.values())
             found = Turns(runs, args.device).go(max(1, args.rounds // 3))
-            rows += found.rows(f"{picture}, {name}", count)
-            changed = (one.labels != other.labels).mean()
-            error = np.abs(one.probabilities - other.probabilities).max()
-            rows[-1] |= {"labels": f"{changed:.1e} of them", "error": float(error)}
+            rows += (told := found.rows(f"{picture}, {name}", count))
+            for row, other in zip(told[1:], others, strict=True):
+                changed = (expected.labels != other.labels).mean()
+                error = np.abs(expected.probabilities - other.probabilities).max()
+                row |= {"labels": f"{changed:.1e} of them", "error": float(error)}
     return rows
 
 

@@ -20,7 +20,7 @@ from napari_attunet.devices import (
     threads,
 )
 from napari_attunet.errors import DeviceError
-from napari_attunet.networks import AttentionUNet, FusedUNet
+from napari_attunet.networks import FusedUNet
 from napari_attunet.plan import Prepared
 from napari_attunet.progress import Progress, Steps, ahead
 from napari_attunet.spec import ModelSpec
@@ -30,7 +30,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["Job", "Segmentation", "TileTooLarge", "class_probabilities", "infer"]
+__all__ = [
+    "Job",
+    "Overflow",
+    "Segmentation",
+    "TileTooLarge",
+    "class_probabilities",
+    "infer",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +103,10 @@ class TileTooLarge(Exception):
     """The network ran out of memory on a tile."""
 
 
+class Overflow(Exception):
+    """A number became too large for the type that the network computes in."""
+
+
 def infer(
     job: Job, network: FusedUNet, device: Device, tile: tuple[int, ...]
 ) -> Steps[Segmentation]:
@@ -119,6 +130,8 @@ def infer(
     ------
     TileTooLarge
         If a tile does not fit into memory.
+    Overflow
+        If the network computes in 16 bits, and on this image they are too few.
     DeviceError
         If the results don't.
     """
@@ -212,12 +225,14 @@ def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]
 
 
 def _explain(
-    network: AttentionUNet, x: torch.Tensor, tile: Tile, kept: Sequence[Mechanism]
+    network: FusedUNet, x: torch.Tensor, tile: Tile, kept: Sequence[Mechanism]
 ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
     """Return probabilities, (K, *tile.part), and the coefficients to keep."""
     try:
         with torch.inference_mode():
             explained = network.explain(x, wanted=tile.part)
+            if network.dtype != torch.float32 and not explained.logits.isfinite().all():
+                raise Overflow
             found = zip(network.mechanisms, explained.attention, strict=True)
             return (
                 class_probabilities(explained.logits)[0].cpu().numpy(),

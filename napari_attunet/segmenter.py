@@ -21,7 +21,7 @@ from napari_attunet.devices import (
     release_memory,
 )
 from napari_attunet.errors import DeviceError
-from napari_attunet.inference import Job, Segmentation, TileTooLarge, infer
+from napari_attunet.inference import Job, Overflow, Segmentation, TileTooLarge, infer
 from napari_attunet.intensity import ChannelChoice
 from napari_attunet.model import Model
 from napari_attunet.networks import FusedUNet, fused
@@ -66,8 +66,9 @@ class Segmenter:
         Margin that is read around each tile; by default in 2D all that the network
         sees (tiles then change nothing), in 3D a smaller one.
     precision : {"auto", "exact", "fast"}
-        Exact is float32. Fast is bfloat16, on devices that have it, and changes a few
-        labels in ten thousand. By default fast on CUDA cards and exact elsewhere.
+        Exact is float32. Fast is float16 on CUDA cards and bfloat16 on processors that
+        have it, and changes a few labels in ten thousand, in bfloat16 in a thousand. By
+        default fast on CUDA cards and exact elsewhere.
 
     Attributes
     ----------
@@ -200,6 +201,10 @@ class Segmenter:
             while True:
                 try:
                     result = yield from self._run(job, device, tile)
+                except Overflow:
+                    self._make(device, torch.float32)
+                    yield Progress(0, 1, "Beginning again in float32")
+                    continue
                 except TileTooLarge:
                     pass
                 else:
@@ -256,12 +261,16 @@ class Segmenter:
         """
         with self._lock:
             if device.name not in self._networks:
-                network = self.model.network
-                if next(network.parameters()).device.type != device.name.split(":")[0]:
-                    network = copy.deepcopy(network).to(device.name)
-                dtype, _ = choose_dtype(self.precision, device)
-                self._networks[device.name] = fused(network, dtype)
+                self._make(device, choose_dtype(self.precision, device)[0])
             return self._networks[device.name]
+
+    def _make(self, device: Device, dtype: torch.dtype) -> None:
+        """Rewrite the network for a device and a type."""
+        self._networks.pop(device.name, None)
+        network = self.model.network
+        if next(network.parameters()).device.type != device.name.split(":")[0]:
+            network = copy.deepcopy(network).to(device.name)
+        self._networks[device.name] = fused(network, dtype)
 
     def _run(
         self, job: Job, device: Device, tile: tuple[int, ...]

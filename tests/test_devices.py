@@ -93,17 +93,22 @@ def test_bfloat16_is_not_emulated(monkeypatch, told, expected):
 @pytest.mark.parametrize(
     ("precision", "name", "has", "dtype"),
     [
-        ("auto", "cuda:1", True, torch.bfloat16),
+        ("auto", "cuda:1", True, torch.float16),
         ("auto", "cuda", False, torch.float32),
         ("auto", "cpu", True, torch.float32),
         ("auto", "mps", False, torch.float32),
         ("exact", "cuda", True, torch.float32),
         ("fast", "cpu", True, torch.bfloat16),
+        ("fast", "cuda", False, torch.float32),
         ("fast", "mps", False, torch.float32),
     ],
 )
 def test_in_which_type_to_compute(monkeypatch, precision, name, has, dtype):
+    volta, pascal = (7, 0), (6, 1)
     monkeypatch.setattr(devices, "has_bfloat16", lambda device: has)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda device: volta if has else pascal
+    )
     found, why = devices.choose_dtype(precision, devices.Device(name, "", ""))
     assert found == dtype
     assert bool(why) == (precision == "fast" and not has)

@@ -17,7 +17,7 @@ from napari_attunet import inference, plan
 from napari_attunet.canvas import in_pixels
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.model import Model
-from napari_attunet.networks import AttentionUNet
+from napari_attunet.networks import AttentionUNet, fused
 from napari_attunet.plan import activation_bytes, default_halo, default_tile
 from napari_attunet.progress import drain
 from napari_attunet.receptive import STRIP
@@ -545,7 +545,7 @@ def test_precision_is_what_the_device_can(monkeypatch):
     monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: False)
     lacking = Segmenter(model, device="cpu", precision="fast").segment(image)
     assert lacking.record["precision"] == "float32"
-    assert "cpu does not compute in bfloat16" in " ".join(lacking.record["fallbacks"])
+    assert "cpu has no fast mode" in " ".join(lacking.record["fallbacks"])
     monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: True)
     fast = Segmenter(model, precision="fast").segment(image, **EVERYTHING)
     assert (fast.record["precision"], fast.record["exact"]) == ("bfloat16", False)
@@ -561,6 +561,35 @@ def test_precision_is_what_the_device_can(monkeypatch):
     refused = Segmenter(model, precision="fast").segment(image)
     assert refused.record["precision"] == "float32"
     assert "does not do with torch.bfloat16" in " ".join(refused.record["fallbacks"])
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
+def test_what_overflows_is_computed_in_float32(monkeypatch):
+    model, image = make_model(), make_image((48, 40))
+    exact = Segmenter(model, precision="exact").segment(image, **EVERYTHING)
+    made = []
+
+    def overflowing(network, dtype):
+        made.append(dtype)
+        found = fused(network, dtype)
+        if dtype != torch.float32:
+            found.head.register_forward_hook(lambda *called: called[2] * torch.inf)
+        return found
+
+    monkeypatch.setattr("napari_attunet.segmenter.fused", overflowing)
+    monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: True)
+    segmenter = Segmenter(model, precision="fast", tile=32)
+    found = segmenter.segment(image, **EVERYTHING)
+    assert made == [torch.bfloat16, torch.float32]
+    assert np.array_equal(found.labels, exact.labels)
+    assert np.allclose(found.probabilities, exact.probabilities, atol=1e-5)
+    assert found.record["precision"] == "float32"
+    assert "does not do with torch.bfloat16" in " ".join(found.record["fallbacks"])
+    segmenter.segment(image)  # and so is what comes after
+    assert len(made) == 2
 
 
 def test_cancel_takes_effect_at_the_next_tile(monkeypatch):

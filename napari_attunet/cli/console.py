@@ -149,6 +149,6 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         default="auto",
         choices=PRECISIONS,
-        help="exact: float32; fast: bfloat16, where the device has it; auto (default): "
-        "fast on CUDA, else exact",
+        help="exact: float32; fast: float16 on CUDA, bfloat16 on processors that have "
+        "it; auto (default): fast on CUDA, else exact",
     )
