@@ -29,15 +29,23 @@ from napari_attunet.training.samples import Pair, mixer_for, view_of
 from napari_attunet.training.settings import RoundSettings
 from napari_attunet.training.transfer import adapted_spec
 
-__all__ = ["Lessons", "anchored", "fresh_spec", "read_lessons", "spec_for"]
+__all__ = [
+    "OWN_TRUST",
+    "Lessons",
+    "anchored",
+    "fresh_spec",
+    "read_lessons",
+    "spec_for",
+]
 
 #: Fewer objects, or pixels of classes, make no meaningful number.
 MEANINGFUL_OBJECTS, MEANINGFUL_PIXELS = 20, 20_000
 
-#: How much it counts what the parent was sure of where nobody has said anything: that
-#: there is background, of which painted objects bring hardly any, and what else there
-#: is. And how probable it must have found that.
-ANCHOR_BACKGROUND, ANCHOR, SURE = 0.3, 0.1, 0.9
+#: How much it counts what a model is sure of where nobody has said anything: that there
+#: is background, of which painted objects bring hardly any, and what else there is. Of
+#: the parent; and of what it has become halfway, which has seen how the painted objects
+#: end. And how probable it must find that.
+PARENTS_TRUST, OWN_TRUST, SURE = (0.3, 0.1), (0.5, 0.5), 0.9
 
 #: Pixels around a painted object that are background too where the parent says so: the
 #: ring that is certain is thinner than what a network mistakes for the edge. Together
@@ -245,15 +253,30 @@ def _is_bright_field(pair: Pair, spec: ModelSpec) -> bool:
 
 
 def anchored(
-    lessons: Lessons, old: Model, device: str, thread_count: int | None
+    lessons: Lessons,
+    model: Model,
+    device: str,
+    thread_count: int | None,
+    trust: tuple[float, float] = PARENTS_TRUST,
 ) -> Steps[list[Pair]]:
-    """Let what the parent said count a little where nobody has said anything.
+    """Let what a model says count a little where nobody has said anything.
 
     It is no truth; but where few objects were painted, what was known of the others
     would be forgotten. Objects that the user knows better are left out. Around those
     that were painted, what it takes for background counts in full.
+
+    Parameters
+    ----------
+    lessons : Lessons
+        Without any model's opinion.
+    model : Model
+        The parent, or what it has become.
+    device, thread_count
+        As in `Segmenter`.
+    trust : tuple of float
+        How much it counts where it says background, and where it says something else.
     """
-    segmenter = Segmenter(old, device=device, threads=thread_count, precision="exact")
+    segmenter = Segmenter(model, device=device, threads=thread_count, precision="exact")
     found = []
     for pair, unknown, near in zip(
         lessons.learn, lessons.unknown, lessons.near, strict=True
@@ -272,13 +295,15 @@ def anchored(
         near = near & (known | (unknown & (said == 0)))
         inside = int(np.count_nonzero(known & (pair.labels > 0)))
         around = AROUND * inside / max(1, int(np.count_nonzero(near)))
-        unknown = unknown & (_probability(said, probabilities, old.spec.output) > SURE)
-        if old.spec.output == "objects":
+        output = model.spec.output
+        unknown = unknown & (_probability(said, probabilities, output) > SURE)
+        if output == "objects":
             better = np.unique(said[known])
             unknown = unknown & ~np.isin(said, better[better > 0])
             said = np.where(said > 0, said + pair.labels.max(), 0)
-        trust = np.where(said > 0, np.float32(ANCHOR), np.float32(ANCHOR_BACKGROUND))
-        weight = np.where(unknown, trust, pair.weight)
+        background, something = trust
+        opinion = np.where(said > 0, np.float32(something), np.float32(background))
+        weight = np.where(unknown, opinion, pair.weight)
         weight[near] = np.maximum(weight[near], np.float32(np.clip(around, *LIMITS)))
         labels = np.where(unknown, said, pair.labels).astype(np.int32)
         found.append(dataclasses.replace(pair, labels=labels, weight=weight))

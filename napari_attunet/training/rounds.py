@@ -23,6 +23,7 @@ from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.judging import Judge, Scores, merit, propose
 from napari_attunet.training.lessons import (
+    OWN_TRUST,
     Lessons,
     anchored,
     fresh_spec,
@@ -36,7 +37,7 @@ from napari_attunet.training.record import (
     claimed,
     read_record,
 )
-from napari_attunet.training.samples import data_hash
+from napari_attunet.training.samples import Pair, data_hash
 from napari_attunet.training.settings import RoundSettings, TrainingSettings
 from napari_attunet.training.trainer import RECIPE, train
 from napari_attunet.training.tuning import SHARE, SHARE_OF_FEW, tuning_steps
@@ -133,11 +134,11 @@ def _round(
         _clear(folder)
     record.write(folder)
 
+    learn = lessons.learn
     if old is not None and knows:
         steps = anchored(lessons, old, judge.device, judge.thread_count)
         learn = yield from judge.through(steps)
-        lessons = dataclasses.replace(lessons, learn=learn)
-    course = _Course(old, knows, spec, lessons, plan, preview)
+    course = _Course(old, knows, spec, lessons, learn, plan, preview)
     for number, start in enumerate(starts):
         file = folder / f"{NAMES[start]}.safetensors"
         if not file.exists() and not judge.enough:
@@ -220,6 +221,7 @@ class _Course:
     knows: bool
     spec: ModelSpec
     lessons: Lessons
+    learn: Sequence[Pair]
     plan: TrainingSettings
     preview: Path | None
 
@@ -230,13 +232,17 @@ class _Course:
             if self.preview is not None:
                 save_model(model, self.preview)
 
+        def revised(model: Model) -> Steps[list[Pair]]:
+            places = judge.device, judge.thread_count
+            return anchored(self.lessons, model, *places, OWN_TRUST)
+
         options: dict[str, Any] = {
             "device": judge.device,
             "thread_count": judge.thread_count,
             "checkpoint": checkpoint,
             "preview": show,
         }
-        pairs = self.lessons.learn, self.lessons.validation
+        pairs = self.learn, self.lessons.validation
         if start == "parent" and self.old is not None:
             share = SHARE_OF_FEW if self.lessons.few else SHARE
             return tuning_steps(
@@ -245,6 +251,7 @@ class _Course:
                 *pairs,
                 self.plan,
                 share=share if self.knows else 1.0,  # nothing to keep
+                revise=revised if self.knows and self.lessons.few else None,
                 **options,
             )
         plan = dataclasses.replace(self.plan, freeze="nothing")

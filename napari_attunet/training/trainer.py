@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 #: Raised when the same settings no longer give the same training: other crops, another
 #: loss. What was interrupted before then is not gone on with.
-RECIPE = 3
+RECIPE = 4
 
 #: At most so much work is lost if the machine stops.
 CHECKPOINT_SECONDS = 15.0
@@ -65,6 +65,7 @@ def train(
     thread_count: int | None = None,
     checkpoint: Path | None = None,
     preview: Callable[[Model], object] | None = None,
+    revise: Callable[[Model], Steps[Sequence[Pair]]] | None = None,
     team: Team | None = None,
 ) -> Steps[Model]:
     """Train a model, from given weights or from scratch.
@@ -87,6 +88,10 @@ def train(
         training goes on from it.
     preview : callable, optional
         Called with the averaged model every few seconds.
+    revise : callable, optional
+        Called with the averaged model halfway; returns, step by step, the pairs to go
+        on with: the same images, of which the model itself may have told more. By one
+        process alone.
     team : Team, optional
         Processes that share this training: each calls this function with the same
         arguments but for its own device. The first one validates, writes checkpoints
@@ -110,7 +115,9 @@ def train(
         If another process has stopped, or is gone.
     """
     team = team or Team()
-    team.part(settings.batch_size)
+    share = team.part(settings.batch_size)
+    if revise is not None and team.size > 1:
+        raise ValueError("Only a process that trains alone can revise its pairs.")
     spec = start.spec if isinstance(start, Model) else start
     yield Progress(0, settings.steps, "Preparing images")
     sampler = CropSampler(pairs, spec, settings)
@@ -129,7 +136,14 @@ def train(
         state.restore(saved)
     began = time.perf_counter()
 
-    batches = sampler.batches(state.step, team.part(settings.batch_size))
+    batches = sampler.batches(state.step, share)
+    begins_again = settings.steps // 2 if revise is not None else math.inf
+
+    def revision(revise: Callable[[Model], Steps[Sequence[Pair]]]) -> Steps[None]:
+        nonlocal batches
+        batches.close()
+        told = yield from revise(state.at_half())
+        batches = CropSampler(told, spec, settings).batches(state.step, share)
 
     def advance() -> float:
         with threads(thread_count):
@@ -140,20 +154,25 @@ def train(
             for _ in team.follow(advance):
                 yield Progress(state.step, settings.steps, "Training")
         return Model.from_weights(*team.of_first(lambda: (spec, state.best_weights)))
-    with team.leading(), contextlib.closing(batches):
+    with team.leading(), contextlib.ExitStack() as at_the_end:
+        at_the_end.callback(lambda: batches.close())
         saved_at = shown_at = time.monotonic()
         pause = CHECKPOINT_SECONDS
         while state.step < settings.steps:
-            with team.step():
-                loss = advance()
-            if not math.isfinite(loss):
-                raise DataError(
-                    f"The loss became {loss} at step {state.step}: lower the learning "
-                    "rate, and look for images that hold no finite values."
-                )
-            values = {"loss": loss, "learning_rate": state.rate}
-            last = state.step == settings.steps
+            last = False
             try:
+                if revise is not None and state.step >= begins_again:
+                    begins_again = math.inf
+                    yield from revision(revise)
+                with team.step():
+                    loss = advance()
+                if not math.isfinite(loss):
+                    raise DataError(
+                        f"The loss became {loss} at step {state.step}: lower the "
+                        "learning rate, and look for images that hold no finite values."
+                    )
+                values = {"loss": loss, "learning_rate": state.rate}
+                last = state.step == settings.steps
                 if state.step % settings.validate_every == 0 or last:
                     scores: dict[str, float] = {}
                     if validation:
@@ -272,6 +291,7 @@ class _State:
         self.best_merit = -math.inf
         self.best_scores: dict[str, float] = {}
         self.best_weights = self._weights()
+        self._halfway: dict[str, torch.Tensor] = {}
 
     def advance(self, batch: Batch) -> float:
         """Take one optimiser step, on this process's part, and return its loss."""
@@ -315,6 +335,11 @@ class _State:
         """Return the averaged model as it is now."""
         return Model.from_weights(self._spec, self._weights())
 
+    def at_half(self) -> Model:
+        """Return the averaged model as it was when this was first asked for."""
+        self._halfway = self._halfway or self._weights()
+        return Model.from_weights(self._spec, self._halfway)
+
     def keep(self, scores: dict[str, float]) -> None:
         """Remember the averaged weights if they are the best so far, or not scored."""
         merit = merit_of(scores) if scores else math.inf
@@ -333,6 +358,7 @@ class _State:
             "history": self.history,
             "best": (self.best_step, self.best_merit, self.best_scores),
             "best_weights": self.best_weights,
+            "halfway": self._halfway,
         }
         with replacing(path) as temporary:
             torch.save(state, temporary)
@@ -346,6 +372,7 @@ class _State:
         self.history = saved["history"]
         self.best_step, self.best_merit, self.best_scores = saved["best"]
         self.best_weights = saved["best_weights"]
+        self._halfway = saved["halfway"]
 
 
 def _read(path: Path | None, identity: str) -> dict[str, Any] | None:

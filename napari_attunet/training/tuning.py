@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from napari_attunet.model import Model
 from napari_attunet.progress import Progress, Steps, drain
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 __all__ = ["SHARE", "SHARE_OF_FEW", "fine_tune", "tuning_steps"]
+
+T = TypeVar("T")
 
 #: How far a model that knows such images goes from its start to where training led it;
 #: and where so few pixels are known that it would learn them by heart.
@@ -87,10 +89,12 @@ def tuning_steps(
     thread_count: int | None = None,
     checkpoint: Path | None = None,
     preview: Callable[[Model], object] | None = None,
+    revise: Callable[[Model], Steps[Sequence[Pair]]] | None = None,
 ) -> Steps[Model]:
     """Fine-tune step by step; parameters as in `best_adapted` and `train`.
 
-    The result lies that ``share`` of the way from the model to where training led it.
+    The result lies that ``share`` of the way from the model to where training led it,
+    and so does what is shown and asked on the way.
     """
     yield Progress(0, settings.steps, "Preparing")
     start = best_adapted(model, spec, pairs, settings)
@@ -98,9 +102,8 @@ def tuning_steps(
     same = (spec.output, spec.n_classes) == (model.spec.output, model.spec.n_classes)
     share = share if same else 1.0
 
-    def show(trained: Model) -> None:
-        if preview is not None:
-            preview(blend(start, trained, share))
+    def so_far(ask: Callable[[Model], T]) -> Callable[[Model], T]:
+        return lambda trained: ask(blend(start, trained, share))
 
     trained = yield from train(
         start,
@@ -110,6 +113,7 @@ def tuning_steps(
         device=device,
         thread_count=thread_count,
         checkpoint=checkpoint,
-        preview=show,
+        preview=so_far(preview) if preview else None,
+        revise=so_far(revise) if revise else None,
     )
     return blend(start, trained, share)
