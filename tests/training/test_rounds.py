@@ -370,16 +370,17 @@ def test_strokes_on_mistakes_do_not_tell_that_a_parent_knows_nothing(
     found.add(correction(image, labels, extent="painted", prediction=prediction))
     asked = []
 
-    def spy(lessons, *args):
-        asked.append(lessons)
-        return (yield from anchored(lessons, *args))
+    def spy(lessons, model, *args):
+        asked.append(model.spec.key)
+        return (yield from anchored(lessons, model, *args))
 
     monkeypatch.setattr(rounds, "anchored", spy)
     outcome = drain(
         run_round(found, "nuclei-fluorescence", SETTINGS, tmp_path / "round")
     )
     assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
-    assert len(asked) == 1
+    # of so few strokes all the rest is told by the parent, then by what it has become
+    assert asked == ["nuclei-fluorescence@1", outcome.contenders[1].model]
 
 
 def test_what_the_parent_is_sure_of_counts_a_little(sparse):

@@ -9,9 +9,10 @@ import torch
 from napari_attunet.devices import choose_dtype
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
-from napari_attunet.progress import Progress, drain
+from napari_attunet.progress import Enough, Progress, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
+from napari_attunet.training.distributed import Team
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import Augmentation, TrainingSettings
 from napari_attunet.training.trainer import train
@@ -103,6 +104,78 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_been(tmp_path, stop, killed
     assert same(drain(resumed), whole)
 
 
+def told(model):
+    """Say that there is nothing, step by step."""
+    yield Progress(0, 0, "Telling")
+    return [dataclasses.replace(p, labels=np.zeros_like(p.labels)) for p in PAIRS]
+
+
+def test_halfway_a_model_revises_what_it_learns_from():
+    asked = []
+
+    def revise(model):
+        asked.append(model)
+        return (yield from told(model))
+
+    steps = train(make_spec(), PAIRS, [], SETTINGS, revise=revise)
+    done = []
+    while True:
+        try:
+            progress = next(steps)
+        except StopIteration as end:
+            revised = end.value
+            break
+        done.append("told" if progress.message == "Telling" else progress.done)
+    assert done == [0, 1, 2, 3, "told", 4, 5, 6]
+    plain = drain(train(make_spec(), PAIRS, [], SETTINGS))
+    assert not same(revised, plain)
+    (halfway,) = asked
+    assert not same(halfway, Model.fresh(make_spec()))
+
+    def unrevised(model):
+        yield Progress(0, 0, "Telling")
+        return PAIRS
+
+    kept = drain(train(make_spec(), PAIRS, [], SETTINGS, revise=unrevised))
+    assert same(kept, plain)
+
+
+@pytest.mark.parametrize("stop", [2, 3, "telling", 4, 5])
+def test_a_stopped_training_remembers_what_it_was_halfway(tmp_path, stop):
+    asked = []
+
+    def revise(model):
+        asked.append(model)
+        return (yield from told(model))
+
+    options = {"revise": revise, "checkpoint": tmp_path / "c.checkpoint"}
+    whole = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS, revise=revise))
+    begun = train(make_spec(), PAIRS, HELD_OUT, SETTINGS, **options)
+    for progress in begun:
+        if progress.done == stop or (progress.message, stop) == ("Telling", "telling"):
+            break
+    begun.close()
+    resumed = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS, **options))
+    assert same(resumed, whole)
+    assert all(same(model, asked[0]) for model in asked)
+
+
+def test_enough_is_enough_while_revising():
+    steps = train(make_spec(), PAIRS, [], SETTINGS, revise=told)
+    while next(steps).message != "Telling":
+        pass
+    with pytest.raises(StopIteration) as end:
+        steps.throw(Enough())
+    assert end.value.value.spec.training["best_step"] == SETTINGS.steps // 2
+
+
+def test_processes_that_share_a_training_revise_nothing():
+    team = Team()
+    team.size = 2
+    with pytest.raises(ValueError, match="alone"):
+        next(train(make_spec(), PAIRS, [], SETTINGS, revise=told, team=team))
+
+
 @pytest.mark.parametrize("change", ["settings", "data", "damage"])
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, change):
     checkpoint = tmp_path / "c.checkpoint"
@@ -163,12 +236,10 @@ def test_the_best_weights_are_kept_not_the_last(monkeypatch):
 
 
 def test_a_loss_that_is_no_number_ends_the_training(monkeypatch):
-    from napari_attunet.training import trainer
-
     def broken(logits, *args, **options):
         return logits.sum() * np.nan
 
-    monkeypatch.setattr(trainer, "segmentation_loss", broken)
+    monkeypatch.setattr("napari_attunet.training.state.segmentation_loss", broken)
     with pytest.raises(DataError, match="learning rate"):
         drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS))
 
