@@ -265,6 +265,11 @@ def anchored(
     would be forgotten. Objects that the user knows better are left out. Around those
     that were painted, what it takes for background counts in full.
 
+    To learn from what a model, half taught, says of the same images is self-training:
+
+        Xie et al. 2020, "Self-training with Noisy Student improves ImageNet
+        classification", https://arxiv.org/abs/1911.04252
+
     Parameters
     ----------
     lessons : Lessons

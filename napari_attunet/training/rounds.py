@@ -245,13 +245,15 @@ class _Course:
         pairs = self.learn, self.lessons.validation
         if start == "parent" and self.old is not None:
             share = SHARE_OF_FEW if self.lessons.few else SHARE
+            # of classes it was never measured what that is good for
+            told = self.knows and self.lessons.few and self.lessons.output == "objects"
             return tuning_steps(
                 self.old,
                 self.spec,
                 *pairs,
                 self.plan,
                 share=share if self.knows else 1.0,  # nothing to keep
-                revise=revised if self.knows and self.lessons.few else None,
+                revise=revised if told else None,
                 **options,
             )
         plan = dataclasses.replace(self.plan, freeze="nothing")

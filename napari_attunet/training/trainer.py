@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -32,6 +33,8 @@ from napari_attunet.training.state import State, read_checkpoint
 from napari_attunet.training.validation import validation_steps
 
 __all__ = ["train"]
+
+T = TypeVar("T")
 
 #: Raised when the same settings no longer give the same training: other crops, another
 #: loss. What was interrupted before then is not gone on with.
@@ -133,7 +136,8 @@ def train(
     def revision(revise: Callable[[Model], Steps[Sequence[Pair]]]) -> Steps[None]:
         nonlocal batches
         batches.close()
-        told = yield from revise(state.at_half())
+        said = Progress(state.step, settings.steps, "Looking at the rest")
+        told = yield from _meanwhile(revise(state.at_half()), said, team)
         batches = CropSampler(told, spec, settings).batches(state.step, share)
 
     def advance() -> float:
@@ -168,14 +172,14 @@ def train(
                 if state.step % settings.validate_every == 0 or last:
                     scores: dict[str, float] = {}
                     if validation:
-                        scores = yield from _validation(
-                            state,
+                        steps = validation_steps(
+                            state.averaged(),
                             validation,
-                            settings.steps,
-                            device,
-                            thread_count,
-                            team,
+                            device=device,
+                            threads=thread_count,
                         )
+                        said = Progress(state.step, settings.steps, "Validating")
+                        scores = yield from _meanwhile(steps, said, team)
                     state.keep(scores)
                     values |= scores
                     state.history.append({"step": state.step, **values})
@@ -221,24 +225,17 @@ def train(
     return Model.from_weights(*team.of_first(lambda: (trained, state.best_weights)))
 
 
-def _validation(
-    state: State,
-    pairs: Sequence[Pair],
-    total: int,
-    device: str,
-    threads: int | None,
-    team: Team,
-) -> Steps[dict[str, float]]:
-    """Validate the averaged weights, as a part of training."""
-    steps = validation_steps(state.averaged(), pairs, device=device, threads=threads)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            scores: dict[str, float] = end.value
-            return scores
-        team.wait()
-        yield Progress(state.step, total, "Validating")
+def _meanwhile(steps: Steps[T], progress: Progress, team: Team) -> Steps[T]:
+    """Go through what is a part of training, telling this at each of its steps."""
+    with contextlib.closing(steps):
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            team.wait()
+            yield progress
 
 
 def _identity(
