@@ -131,6 +131,7 @@ def train(
     began = time.perf_counter()
 
     batches = sampler.batches(state.step, share)
+    del sampler  # its images go with the batches that are drawn of them
     begins_again = settings.steps // 2 if revise is not None else math.inf
 
     def revision(revise: Callable[[Model], Steps[Sequence[Pair]]]) -> Steps[None]:
