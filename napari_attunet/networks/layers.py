@@ -130,15 +130,14 @@ def repeated_kernel(weight: Tensor, repeats: Sequence[int]) -> Tensor:
     Tensor, (in, out, *(s + 2))
         For a stride of s and a padding of 1.
     """
-    sums = weight.new_ones(1, 1)
-    for count in repeats:
-        meets = torch.arange(count + 2, device=weight.device)[:, None]
-        meets = meets + torch.arange(3, device=weight.device)
-        taps = ((meets >= 2) & (meets <= count + 1)).to(weight.dtype)
-        sums = torch.kron(sums, taps)
-    # One product for all axes, on weights as they lie when their channels lie last.
-    kernel = sums @ weight.movedim(1, -1).flatten(1, -2)
-    return torch.unflatten(kernel, 1, [s + 2 for s in repeats]).movedim(-1, 0)
+    for axis, count in enumerate(repeats, start=2):
+        taps = weight.unbind(axis)
+        sums = []
+        for j in range(count + 2):
+            first, last = max(0, 2 - j), min(2, count + 1 - j)
+            sums.append(torch.stack(taps[first : last + 1]).sum(0))
+        weight = torch.stack(sums, axis)
+    return weight.transpose(0, 1)
 
 
 def repeated(
