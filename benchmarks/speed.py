@@ -336,16 +336,17 @@ class Rounded(Segmenter):
         super().__init__(model, **places, precision="exact")
         self.dtype = dtype
 
-    def network_on(self, device: Device) -> FusedUNet:
-        if device.name not in self._networks:
-            network = copy.deepcopy(super().network_on(device))
+    def network_on(self, device: Device, *, exact: bool = False) -> FusedUNet:
+        key = device.name, self.dtype
+        if key not in self._networks:
+            network = copy.deepcopy(super().network_on(device, exact=exact))
             for values in (*network.parameters(), *network.buffers()):
                 values.copy_(self.rounded(values))
             for module in network.modules():
                 if isinstance(module, Operation) or not list(module.children()):
                     module.register_forward_hook(lambda *c: self.rounded(c[2]))
-            self._networks[device.name] = network
-        return self._networks[device.name]
+            self._networks[key] = network
+        return self._networks[key]
 
     def rounded(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self.dtype).to(values.dtype)

@@ -139,7 +139,7 @@ class Inspection:
         self._tiling = _One(
             view.spatial_shape, corner, whole.spatial_shape, segmenter.halo, divisor
         )
-        network = segmenter.network_on(segmenter.device)
+        network = segmenter.network_on(segmenter.device, exact=True)
         self.mechanisms = network.mechanisms
         read = self._tiling.one.read
         pixels = replace(prepared, view=view).read(

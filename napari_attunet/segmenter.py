@@ -103,7 +103,8 @@ class Segmenter:
         choose_dtype(precision, self.device)
         self.precision = precision
         self.threads = threads
-        self._networks: dict[str, FusedUNet] = {}
+        self._networks: dict[tuple[str, torch.dtype], FusedUNet] = {}
+        self._overflowed: set[str] = set()  # devices, once 16 bits were too few
         self._lock = threading.Lock()
         self._tile = per_axis(tile, network, "tile", least=1)
         self.halo = per_axis(halo, network, "halo", least=0) or default_halo(network)
@@ -201,14 +202,12 @@ class Segmenter:
             while True:
                 try:
                     result = yield from self._run(job, device, tile)
-                except Overflow:
-                    self._make(device, torch.float32)
-                    yield Progress(0, 1, "Beginning again in float32")
-                    continue
                 except TileTooLarge:
                     pass
                 else:
-                    result.record["fallbacks"] = fallbacks + self._lacking(device)
+                    result.record["fallbacks"] = fallbacks + self._lacking(
+                        device, result.record["precision"]
+                    )
                     return result
                 release_memory(device)
                 if any(t > s for t, s in zip(tile, smallest, strict=True)):
@@ -219,7 +218,7 @@ class Segmenter:
                         f"{' x '.join(map(str, tile))}."
                     )
                 elif device.name != "cpu":
-                    self._networks.pop(device.name, None)
+                    self._leave(device)
                     device = replace(
                         choose_device("cpu", self.threads),
                         reason="The GPU ran out of memory.",
@@ -247,30 +246,43 @@ class Segmenter:
         shape = job.prepared.view.spatial_shape
         return default_tile(network, shape, self.halo, room, strips=strips)
 
-    def _lacking(self, device: Device) -> list[str]:
+    def _lacking(self, device: Device, precision: str) -> list[str]:
         """Return why it was not computed as fast as it was asked for, in a sentence."""
         dtype, lacking = choose_dtype(self.precision, device)
-        if dtype != self.network_on(device).dtype:
-            lacking = f"This network does not do with {dtype}: it computed in float32."
+        if precision != str(dtype).removeprefix("torch."):
+            why = "This network cannot do with"
+            if device.name in self._overflowed:
+                why = "A number was too large for"
+            lacking = f"{why} {dtype}: it computed in float32."
         return [lacking] if lacking else []
 
-    def network_on(self, device: Device) -> FusedUNet:
+    def network_on(self, device: Device, *, exact: bool = False) -> FusedUNet:
         """Return the network on the device, rewritten for inference; made once.
 
         The model may be in use elsewhere and is never moved.
-        """
-        with self._lock:
-            if device.name not in self._networks:
-                self._make(device, choose_dtype(self.precision, device)[0])
-            return self._networks[device.name]
 
-    def _make(self, device: Device, dtype: torch.dtype) -> None:
-        """Rewrite the network for a device and a type."""
-        self._networks.pop(device.name, None)
-        network = self.model.network
-        if next(network.parameters()).device.type != device.name.split(":")[0]:
-            network = copy.deepcopy(network).to(device.name)
-        self._networks[device.name] = fused(network, dtype)
+        Parameters
+        ----------
+        device : Device
+        exact : bool
+            In float32, whatever the segmenter's precision.
+        """
+        dtype, _ = choose_dtype("exact" if exact else self.precision, device)
+        with self._lock:
+            if device.name in self._overflowed:
+                dtype = torch.float32
+            if (device.name, dtype) not in self._networks:
+                network = self.model.network
+                if next(network.parameters()).device.type != device.name.split(":")[0]:
+                    network = copy.deepcopy(network).to(device.name)
+                self._networks[device.name, dtype] = fused(network, dtype)
+            return self._networks[device.name, dtype]
+
+    def _leave(self, device: Device) -> None:
+        """Forget the networks on a device."""
+        with self._lock:
+            for key in [key for key in self._networks if key[0] == device.name]:
+                del self._networks[key]
 
     def _run(
         self, job: Job, device: Device, tile: tuple[int, ...]
@@ -282,7 +294,13 @@ class Segmenter:
             network = None
         if network is None:
             raise TileTooLarge
-        return (yield from infer(job, network, device, tile))
+        with contextlib.suppress(Overflow):
+            return (yield from infer(job, network, device, tile))
+        self._overflowed.add(device.name)
+        del network
+        self._leave(device)
+        yield Progress(0, 1, "Beginning again in float32")
+        return (yield from self._run(job, device, tile))
 
 
 def segment(

@@ -75,9 +75,9 @@ def train(
     thread_count : int, optional
         Threads of the CPU.
     checkpoint : Path, optional
-        Written at every validation, every quarter of a minute and when the steps are
-        closed. If it is there and belongs to the same data, start and settings,
-        training goes on from it.
+        Written at every validation, every quarter of a minute, and when the steps are
+        closed, but in the middle of a validation. If it is there and belongs to the
+        same data, start and settings, training goes on from it.
     preview : callable, optional
         Called with the averaged model every few seconds.
     revise : callable, optional

@@ -23,6 +23,7 @@ from napari_attunet.training.judging import merit, propose
 from napari_attunet.training.lessons import (
     AROUND,
     LIMITS,
+    OWN_TRUST,
     REACH,
     anchored,
     read_lessons,
@@ -371,7 +372,7 @@ def test_strokes_on_mistakes_do_not_tell_that_a_parent_knows_nothing(
     asked = []
 
     def spy(lessons, model, *args):
-        asked.append(model.spec.key)
+        asked.append((model, args[2:]))
         return (yield from anchored(lessons, model, *args))
 
     monkeypatch.setattr(rounds, "anchored", spy)
@@ -380,7 +381,12 @@ def test_strokes_on_mistakes_do_not_tell_that_a_parent_knows_nothing(
     )
     assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
     # of so few strokes all the rest is told by the parent, then by what it has become
-    assert asked == ["nuclei-fluorescence@1", outcome.contenders[1].model]
+    parent = load_model("nuclei-fluorescence")
+    assert [trust for _, trust in asked] == [(), (OWN_TRUST,)]
+    one, other = (model.network.state_dict() for model, _ in asked)
+    same = {k: torch.equal(v, one[k]) for k, v in parent.network.state_dict().items()}
+    assert all(same.values())
+    assert any((value != one[k]).any() for k, value in other.items())
 
 
 def test_what_the_parent_is_sure_of_counts_a_little(sparse):

@@ -151,15 +151,28 @@ def test_a_stopped_training_remembers_what_it_was_halfway(tmp_path, stop):
         return (yield from told(model))
 
     options = {"revise": revise, "checkpoint": tmp_path / "c.checkpoint"}
-    whole = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS, revise=revise))
-    begun = train(make_spec(), PAIRS, HELD_OUT, SETTINGS, **options)
+    whole = drain(train(make_spec(), PAIRS, [], SETTINGS, revise=revise))
+    begun = train(make_spec(), PAIRS, [], SETTINGS, **options)
     for progress in begun:
         if stop in (progress.done, progress.message):
             break
     begun.close()
-    resumed = drain(train(make_spec(), PAIRS, HELD_OUT, SETTINGS, **options))
+    before = len(asked)
+    resumed = drain(train(make_spec(), PAIRS, [], SETTINGS, **options))
     assert same(resumed, whole)
+    assert len(asked) == before + 1  # again, since what it said is not kept
     assert all(same(model, asked[0]) for model in asked)
+
+
+def test_what_is_stopped_while_it_validates_is_validated_again(tmp_path):
+    def begin():
+        checkpoint = tmp_path / "c.checkpoint"
+        return train(make_spec(), PAIRS, HELD_OUT, SETTINGS, checkpoint=checkpoint)
+
+    begun = begin()
+    next(p for p in begun if (p.done, p.message) == (4, "Validating"))
+    begun.close()
+    assert {p.done for p in begin() if p.message == "Validating"} == {4, 6}
 
 
 def test_enough_is_enough_while_revising():

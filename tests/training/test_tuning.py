@@ -9,7 +9,7 @@ import torch
 from napari_attunet import fine_tune
 from napari_attunet.errors import DataError
 from napari_attunet.model import Model
-from napari_attunet.progress import drain
+from napari_attunet.progress import Progress, drain
 from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training.samples import Pair
@@ -52,6 +52,25 @@ def test_a_share_of_the_way_is_gone(monkeypatch, share):
     more = dataclasses.replace(MODEL.spec, network=network, classes=())
     drain(tuning_steps(MODEL, more, [pair], [], plan, share=share))
     assert set(asked) == {1.0}  # the new class begins at random
+
+
+def test_what_is_asked_halfway_has_gone_that_share_too():
+    pair = Pair(*synthetic_nuclei((96, 96), seed=0))
+    asked = []
+
+    def revise(model):
+        asked.append(model)
+        yield Progress(0, 0)
+        return [pair]
+
+    plan = RoundSettings(steps=2).training(2)
+    options = {"share": 0.0, "revise": revise}
+    drain(tuning_steps(MODEL, MODEL.spec, [pair], [], plan, **options))
+    (halfway,) = asked
+    found = halfway.network.state_dict()
+    for name, weight in MODEL.network.state_dict().items():
+        if weight.is_floating_point():  # of the start, upright or inverted
+            assert torch.equal(found[name].abs(), weight.abs()), name
 
 
 def test_shapes_that_dont_fit_are_told():
