@@ -167,8 +167,9 @@ def has_bfloat16(device: str) -> bool:
 def fast_type(device: str) -> torch.dtype | None:
     """Return the type of 16 bits that a device computes in, if there is one.
 
-    CUDA cards from Volta on compute in float16 as fast as in bfloat16, which rounds
-    eight times as coarsely. But it ends at 65504: who uses it has to look for infinity.
+    CUDA cards from Volta on have float16; bfloat16, which only later ones have, rounds
+    eight times as coarsely. But float16 ends at 65504: who uses it has to look for
+    infinity.
 
     Parameters
     ----------

@@ -87,6 +87,16 @@ def test_editing_nothing_changes_nothing(signal):
         assert np.array_equal(again.labels, before.labels)
 
 
+def test_it_is_exact_whatever_the_segmenter_is(monkeypatch):
+    monkeypatch.setattr("napari_attunet.devices.has_bfloat16", lambda name: True)
+    model, image = make_model(), make_image(40, 52)
+    fast, exact = (
+        Inspection(Segmenter(model, device="cpu", precision=p), image).answer({1: 1.0})
+        for p in ("fast", "exact")
+    )
+    np.testing.assert_array_equal(fast.probabilities, exact.probabilities)
+
+
 def test_what_a_gate_lets_through_can_be_painted():
     segmenter = Segmenter(make_model())
     inspection = Inspection(segmenter, make_image(40, 52), axes="YX")
