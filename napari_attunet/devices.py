@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -144,7 +145,7 @@ def default_threads(spare: int = 0) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows don't tell
         cores = os.cpu_count() or 1
-    return max(1, min(cores - spare, torch.get_num_threads()))
+    return max(1, min(cores - spare, _counts.outside()))
 
 
 def has_bfloat16(device: str) -> bool:
@@ -239,15 +240,54 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
+class _Counts:
+    """How many threads PyTorch had before we changed that, whoever is at work now.
+
+    PyTorch's number is partly of a thread and partly of the process. If each run gave
+    back what it found, one that began within another would leave the other's behind.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of_thread = threading.local()
+        self._runs = 0
+        self._outside = 0
+
+    def outside(self) -> int:
+        """Return PyTorch's own number, or what the user has set."""
+        with self._lock:
+            return self._outside if self._runs else torch.get_num_threads()
+
+    @contextlib.contextmanager
+    def using(self, count: int) -> Iterator[None]:
+        """Set a number for the block, then that of the block around it."""
+        with self._lock:
+            if not self._runs:
+                self._outside = torch.get_num_threads()
+            self._runs += 1
+        around: int | None = getattr(self._of_thread, "count", None)
+        self._of_thread.count = count
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            self._of_thread.count = around
+            with self._lock:
+                self._runs -= 1
+                torch.set_num_threads(around or self._outside)
+
+
+_counts = _Counts()
+
+
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[int]:
-    """Use so many threads of PyTorch within the block, then as many as before."""
+    """Use so many threads of PyTorch within the block, then as many as before.
+
+    Blocks of several Python threads may overlap.
+    """
     if count is not None and count < 1:
         raise DeviceError(f"At least one thread is needed, got {count}.")
-    before = torch.get_num_threads()
     count = count or default_threads()
-    torch.set_num_threads(count)
-    try:
+    with _counts.using(count):
         yield count
-    finally:
-        torch.set_num_threads(before)

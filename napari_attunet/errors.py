@@ -7,6 +7,7 @@ programmer (a wrong type, a misspelt keyword) stay ``TypeError`` and ``ValueErro
 __all__ = [
     "AttUnetError",
     "Cancelled",
+    "ChannelError",
     "CheckpointError",
     "DataError",
     "DeviceError",
@@ -21,6 +22,10 @@ class AttUnetError(Exception):
 
 class DataError(AttUnetError):
     """An image or a label image cannot be used as it is."""
+
+
+class ChannelError(DataError):
+    """An image's channels are not those that a model takes."""
 
 
 class ModelError(AttUnetError):

@@ -6,13 +6,14 @@ Both are decided once for an image, from a sample of it, so that tiles don't dif
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from napari_attunet.errors import DataError
+from napari_attunet.errors import ChannelError, DataError
 from napari_attunet.spec import Normalization
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ __all__ = [
     "Scaling",
     "choose_channels",
     "measure_scaling",
+    "parse_channels",
 ]
 
 #: A word of `CHANNEL_CHOICES`, or the channels to take, counted from 0.
@@ -86,6 +88,26 @@ class ChannelMixer(Protocol):
         """
 
 
+def parse_channels(text: str) -> ChannelChoice:
+    """Return what a user wrote as the choice of channels.
+
+    Parameters
+    ----------
+    text : str
+        One of `CHANNEL_CHOICES`, with spaces or dashes, or channels counted from 0,
+        such as ``"channel 1"`` or ``"2, 0"``.
+
+    Examples
+    --------
+    >>> parse_channels("inverted-luminance"), parse_channels("channel 1")
+    ('inverted luminance', (1,))
+    """
+    text = text.strip().lower()
+    if re.fullmatch(r"(channels? +)?\d+( *, *\d+)*", text):
+        return tuple(int(number) for number in re.findall(r"\d+", text))
+    return text.replace("-", " ")
+
+
 def choose_channels(
     choice: ChannelChoice,
     *,
@@ -112,9 +134,9 @@ def choose_channels(
     n_channels : int
         Channels of the image.
     axes : str
-        Axes of the image. Only three or four channels along the last axis are taken
-        for colour; elsewhere they are stains or markers, of which none may be lost
-        in silence.
+        Axes of the image. For a model of grey, only three or four channels along the
+        last axis are taken for colour; elsewhere they are stains or markers, of which
+        none may be lost in silence.
     spec_channels : sequence of str
         Names of the channels that the network takes.
     sample : ndarray, (C, pixels)
@@ -126,6 +148,8 @@ def choose_channels(
     ------
     DataError
         If the choice is unknown or doesn't fit the image and the network.
+    ChannelError
+        If nothing was chosen, and the network takes other channels than there are.
     """
     wanted = len(spec_channels)
     if not isinstance(choice, str):
@@ -144,17 +168,18 @@ def choose_channels(
                 f"({', '.join(spec_channels)}). Choose 'auto', or {wanted} channels."
             )
         return _named(choice, n_channels, has_channels, full)
-    if colour and n_channels in (3, 4) and tuple(spec_channels) == STAINS:
+    if n_channels in (3, 4) and tuple(spec_channels) == STAINS:
         return Stains(full, wanted)
     if n_channels == wanted:
         return Picked(tuple(range(wanted)), PLAIN_CHANNELS)
     if n_channels == 1 and _is_rgb(spec_channels):
         return Picked((0,) * wanted, "grey repeated as red, green and blue")
-    if colour and n_channels == 4 and wanted == 3 and _may_be_rgb(spec_channels):
+    rgb = _is_rgb(spec_channels) or (colour and _is_unnamed(spec_channels))
+    if n_channels == 4 and wanted == 3 and rgb:
         return Picked((0, 1, 2), "red, green and blue without alpha")
     if colour and n_channels in (3, 4) and wanted == 1:
         return _named(_suggest(sample[:3], full), n_channels, has_channels, full)
-    raise DataError(_mismatch(n_channels, has_channels, spec_channels))
+    raise ChannelError(_mismatch(n_channels, has_channels, spec_channels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +420,10 @@ def _mismatch(n_channels: int, has_channels: bool, spec_channels: Sequence[str])
     )
     if n_channels > wanted:
         what = "which channel" if wanted == 1 else f"which {wanted} channels"
-        return f"{message} Choose {what} to use, from 0 to {n_channels - 1}."
+        message += f" Choose {what} to use, from 0 to {n_channels - 1}"
+        colours = wanted == 1 and n_channels in (3, 4)
+        told = "; or if they are red, green and blue, luminance or haematoxylin"
+        return f"{message}{told if colours else ''}."
     return (
         f"{message} Choose a model that takes {n_channels}, or if an axis of the image "
         "holds channels, name it C."
@@ -408,10 +436,9 @@ def _is_rgb(spec_channels: Sequence[str]) -> bool:
     return names in (["red", "green", "blue"], ["r", "g", "b"])
 
 
-def _may_be_rgb(spec_channels: Sequence[str]) -> bool:
-    """Whether a network may have been made for colour pictures, or surely not."""
-    unnamed = all(name.lower().startswith("channel") for name in spec_channels)
-    return unnamed or _is_rgb(spec_channels)
+def _is_unnamed(spec_channels: Sequence[str]) -> bool:
+    """Whether nobody has said what a network's channels are."""
+    return all(name.lower().startswith("channel") for name in spec_channels)
 
 
 def _full_scale(sample: NDArray[Any], dtype: np.dtype[Any]) -> float:

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from napari_attunet.intensity import ChannelChoice
 from napari_attunet.progress import Steps
 from napari_attunet.spec import ModelSpec
 
@@ -60,6 +61,7 @@ class _Segmenter(Protocol):
         image: Any,
         *,
         axes: str,
+        channels: ChannelChoice,
         probabilities: bool,
         output: Literal["classes"],
     ) -> Steps[Any]: ...
@@ -182,7 +184,12 @@ class _Together:
 
 
 def doubt_steps(
-    segmenter: _Segmenter, image: Any, *, axes: str, flips: bool = True
+    segmenter: _Segmenter,
+    image: Any,
+    *,
+    axes: str,
+    channels: ChannelChoice = "auto",
+    flips: bool = True,
 ) -> Steps[Doubt]:
     """Find out where a model is in doubt, step by step.
 
@@ -193,6 +200,8 @@ def doubt_steps(
         NumPy, Dask or Zarr; it is read once and held in memory.
     axes : str
         Names of its axes, as the segmenter takes them.
+    channels
+        As the segmenter takes them.
     flips : bool
         Also segment the image upside down and mirrored, which takes three times as
         long and finds what the network is wrongly sure of.
@@ -215,6 +224,7 @@ def doubt_steps(
         steps = segmenter.steps(
             np.flip(image, axes.index(way)) if way else image,
             axes=axes,
+            channels=channels,
             probabilities=True,
             output="classes",  # quick to find, and not looked at
         )

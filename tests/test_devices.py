@@ -1,5 +1,8 @@
 """The device is chosen, and the reason said."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -57,6 +60,9 @@ def test_threads_are_set_and_restored():
     before = torch.get_num_threads()
     with devices.threads(before + 1) as count:
         assert count == before + 1 == torch.get_num_threads()
+        with devices.threads(1):
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
     with pytest.raises(DeviceError), devices.threads(0):
         pass
@@ -68,6 +74,34 @@ def test_a_core_is_spared_where_there_are_more(monkeypatch):
     for count, left in ((1, 1), (2, 2), (4, 3), (8, 3)):
         monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
         assert devices.default_threads(spare=1) == left
+
+
+def test_runs_at_the_same_time_leave_no_number_behind():
+    def in_thread(work):
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(work).result()
+
+    usual = in_thread(devices.default_threads)
+    begun, over = threading.Event(), threading.Event()
+
+    def first():
+        with devices.threads(usual + 1):
+            begun.set()
+            over.wait(10)
+
+    def second():
+        with devices.threads(None) as count:
+            over.set()  # the first ends before
+            run.join()
+            return count, torch.get_num_threads()
+
+    run = threading.Thread(target=first)
+    run.start()
+    begun.wait(10)
+    assert in_thread(devices.default_threads) == usual
+    assert in_thread(second) == (usual, usual)
+    assert in_thread(torch.get_num_threads) == torch.get_num_threads()
+    assert in_thread(devices.default_threads) == usual
 
 
 def test_threads_by_environment(monkeypatch):

@@ -8,12 +8,14 @@ from hypothesis.extra import numpy as hnp
 from skimage import color, data
 
 from napari_attunet.axes import ImageView
-from napari_attunet.errors import DataError
+from napari_attunet.errors import ChannelError, DataError
 from napari_attunet.intensity import (
     CHANNEL_CHOICES,
+    STAINS,
     Scaling,
     choose_channels,
     measure_scaling,
+    parse_channels,
 )
 from napari_attunet.spec import Normalization
 
@@ -66,6 +68,31 @@ def test_alpha_is_dropped_for_colour() -> None:
         mixer = choose(image, spec)
         assert np.array_equal(mixer(image), image[:3])
         assert "alpha" in mixer.description
+
+
+def test_channels_first_are_colour_to_a_model_of_colour() -> None:
+    image = noise((4, 5, 5), 100)
+    assert np.array_equal(choose(image, RGB, axes="CYX")(image), image[:3])
+    stains = choose(image, STAINS, axes="CYX")
+    assert np.array_equal(stains(image), choose(image, STAINS)(image))
+    with pytest.raises(ChannelError):  # four markers
+        choose(image, ("channel 0", "channel 1", "channel 2"), axes="CYX")
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        (" Auto", "auto"),
+        ("inverted-luminance", "inverted luminance"),
+        ("channel 3", (3,)),
+        ("2,0", (2, 0)),
+        ("channels 2 , 10", (2, 10)),
+        ("half-blue", "half blue"),
+        ("", ""),
+    ],
+)
+def test_what_users_write_of_channels(text, choice) -> None:
+    assert parse_channels(text) == choice
 
 
 def test_grey_is_repeated_for_colour() -> None:
@@ -163,7 +190,8 @@ def test_words_work_on_grey_where_they_mean_something() -> None:
     ("n_channels", "axes", "spec", "choice", "message"),
     [
         (5, "YXC", GREY, "auto", "Choose which channel to use, from 0 to 4"),
-        (2, "YXC", GREY, "auto", "Choose which channel to use, from 0 to 1"),
+        (2, "YXC", GREY, "auto", "Choose which channel to use, from 0 to 1.$"),
+        (3, "CYX", GREY, "auto", "from 0 to 2; or if .* luminance or haematoxylin"),
         (5, "YXC", RGB, "auto", "which 3 channels to use, from 0 to 4"),
         (4, "YXC", ("dapi", "actin", "golgi"), "auto", "which 3 channels"),
         (1, "YX", ("dapi", "actin"), "auto", "no channel axis.*name it C"),

@@ -188,7 +188,8 @@ class Pretender:
         self.lopsided = lopsided
         self.runs = 0
 
-    def steps(self, image, *, axes, probabilities, output):
+    def steps(self, image, *, axes, channels, probabilities, output):
+        assert channels == "auto"
         assert probabilities
         assert output == "classes"
         self.runs += 1

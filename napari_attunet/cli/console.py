@@ -23,6 +23,7 @@ __all__ = [
     "Bar",
     "add_device",
     "add_precision",
+    "for_later",
     "numbers",
     "positive",
     "report",
@@ -46,6 +47,15 @@ def report(
     if subject is not None and str(subject) not in text:
         text = f"{subject}: {text}"
     print(f"napari-attunet: {text}", file=sys.stderr)
+
+
+def for_later(error: Exception) -> Exception:
+    """Return an error to be told later, without the images that its frames hold."""
+    link: BaseException | None = error
+    while link is not None:
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    return error
 
 
 class Bar:

@@ -7,7 +7,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_attunet.cli.console import Bar, add_device, add_precision, report, table
+from napari_attunet.cli.console import (
+    Bar,
+    add_device,
+    add_precision,
+    for_later,
+    report,
+    table,
+)
 from napari_attunet.errors import DataError
 from napari_attunet.progress import drain
 
@@ -60,7 +67,7 @@ def run(args: argparse.Namespace) -> bool:
             try:
                 scores[image.name] = _score(segmenter, image, labels, index, bar)
             except Exception as error:  # noqa: BLE001 - told at the end
-                problems.append((image, error))
+                problems.append((image, for_later(error)))
     if scores:
         summarise = _objects if segmenter.model.spec.output == "objects" else _classes
         summary, text = summarise(segmenter, scores)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import glob
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari_attunet.cli.console import Bar, add_device, add_precision, numbers, report
+from napari_attunet.cli.console import (
+    Bar,
+    add_device,
+    add_precision,
+    for_later,
+    numbers,
+    report,
+)
 from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import drain
 
@@ -23,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Task", "add_to", "expand", "plan", "run"]
 
 DEFAULT_MODEL = "nuclei-fluorescence"
+
+#: PNG has at most 16 bits.
+PNG_LABELS = 65535
 
 #: Stems of what we write, or what others label by hand, beside an image.
 _DERIVED = re.compile(r"(.+)_(labels|probabilities|alpha_level_\d+)")
@@ -107,10 +118,30 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One image, and the file that its labels go to."""
+    """One image, and the file that its labels go to.
+
+    Attributes
+    ----------
+    source, target : Path
+    named : bool
+        Whether the user gave the very name of `target`.
+    """
 
     source: Path
     target: Path
+    named: bool = False
+
+    def instead_of_png(self, reason: str) -> Task:
+        """Return the task with a TIFF as its target, where PNG cannot hold the labels.
+
+        Raises
+        ------
+        DataError
+            If the user named a PNG file.
+        """
+        if self.named:
+            raise DataError(f"{self.target}: {reason}; choose TIFF or OME-Zarr.")
+        return dataclasses.replace(self, target=self.target.with_suffix(".tif"))
 
     def beside(self, what: str, suffix: str | None = None) -> Path:
         """Return the file of another result, such as ``"alpha_level_1"``."""
@@ -142,11 +173,14 @@ def run(args: argparse.Namespace) -> bool:
         if args.verbose:
             key, device = segmenter.model.spec.key, segmenter.device
             bar.say(f"{key} on {device}. {device.reason}")
+        for path in map(Path, args.images):
+            if path.is_file() and path not in sources:
+                bar.say(f"{path} is left out: it is a result of another of the images.")
         for index, task in enumerate(tasks):
             try:
                 done = _segment(task, index, segmenter, options, args.overwrite, bar)
             except Exception as error:  # noqa: BLE001 - told at the end
-                problems.append((task.source, error))
+                problems.append((task.source, for_later(error)))
             else:
                 bar.say(done)
     for subject, problem in problems:
@@ -165,7 +199,9 @@ def _segment(
     bar: Bar,
 ) -> str:
     """Segment one image, write everything asked for, and return what to say of it."""
+    from napari_attunet.axes import ImageView, guess_axes
     from napari_attunet.images import (
+        image_format,
         read_image,
         write_attention,
         write_labels,
@@ -185,10 +221,23 @@ def _segment(
     if options["probabilities"]:
         free(task.beside("probabilities"))
     image = read_image(task.source)
+    network = segmenter.model.spec.network
+    axes = options.get("axes") or image.axes
+    axes = axes or guess_axes(
+        image.data.shape, ndim=network.ndim, in_channels=network.in_channels
+    )
+    png = image_format(task.target) == "png"
+    shape = ImageView(image.data, axes, ndim=network.ndim).label_shape
+    if png and math.prod(shape) > math.prod(shape[-2:]):
+        task = task.instead_of_png(f"PNG holds one 2D image, not {axes} of {shape}")
+        free(task.target)
     result = drain(
-        segmenter.steps(image.data, **{"axes": image.axes} | options),
+        segmenter.steps(image.data, **options | {"axes": axes}),
         bar.job(index, task.source.name),
     )
+    if png and result.labels.max(initial=0) > PNG_LABELS:
+        task = task.instead_of_png(f"PNG numbers at most {PNG_LABELS} labels")
+        free(task.target)
     place: dict[str, Any] = {
         "axes": result.axes,
         "pixel_size": image.pixel_size,
@@ -282,7 +331,7 @@ def plan(sources: Sequence[Path], out: Path, kind: str | None = None) -> list[Ta
             raise DataError(f"{out} doesn't end as the format {kind} should.")
         if image_suffix(out).lower() in (".jpg", ".jpeg", ".bmp"):
             raise DataError(f"{out} would damage labels; choose PNG, TIFF or OME-Zarr.")
-        return [Task(source, out) for source in sources]
+        return [Task(source, out, named=True) for source in sources]
     tasks = []
     for source in sources:
         try:
@@ -306,15 +355,14 @@ def _tile(numbers: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
 
 def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     """Return the options of the segmenter that the arguments stand for."""
+    from napari_attunet.intensity import parse_channels
+
     spec = segmenter.model.spec
     kinds = {m.kind for m in segmenter.model.network.mechanisms}
     if args.attention and not kinds - {"pairwise"}:
         raise DataError(f"{spec.key} has no attention to write: leave out --attention.")
-    channels: str | tuple[int, ...] = args.channels.replace("-", " ")
-    if re.fullmatch(r"\d+(,\d+)*", args.channels):
-        channels = numbers(args.channels)
     options: dict[str, Any] = {
-        "channels": channels,
+        "channels": parse_channels(args.channels),
         "attention": args.attention,
         "probabilities": args.probabilities,
         "output": args.output,

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from napari_attunet.errors import ChannelError
 from napari_attunet.model import Model
 from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.training.lessons import Lessons
@@ -61,10 +62,14 @@ class Judge:
             yield from self.tell(Progress(total, total, progress.message))
 
     def scores(self, model: Model, lessons: Lessons, total: int = 0) -> Steps[Scores]:
-        """Score a model where nothing was learnt, and on all that was corrected."""
-        found: Scores = {"validation": {}, "corrections": {}}
-        if model.spec.output != lessons.output:  # it says something else
-            return found
+        """Score a model where nothing was learnt, and on all that was corrected.
+
+        There are no scores of one that tells something else, or takes other channels.
+        """
+        nothing: Scores = {"validation": {}, "corrections": {}}
+        if model.spec.output != lessons.output:
+            return nothing
+        found = dict(nothing)
         for part, pairs in (
             ("validation", lessons.validation),
             ("corrections", lessons.everything),
@@ -73,13 +78,16 @@ class Judge:
                 steps = validation_steps(
                     model, pairs, device=self.device, threads=self.thread_count
                 )
-                found[part] = yield from self.through(steps, total)
+                try:
+                    found[part] = yield from self.through(steps, total)
+                except ChannelError:
+                    return nothing
         return found
 
     def knows(self, old: Model, lessons: Lessons, scores: Scores) -> Steps[bool]:
         """Return whether a model does so well that starting from scratch is in vain."""
         found = scores["corrections"]
-        if lessons.accepted and old.spec.output == lessons.output:
+        if lessons.accepted and found:
             steps = validation_steps(
                 old, lessons.accepted, device=self.device, threads=self.thread_count
             )

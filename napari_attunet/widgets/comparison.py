@@ -12,6 +12,7 @@ from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
 from scipy import ndimage
 
+from napari_attunet.errors import ChannelError
 from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
@@ -124,7 +125,10 @@ class Comparison:
         )
 
     def compute(self) -> Steps[list[Layer]]:
-        """Segment with both; returns layers for old, new and what changes."""
+        """Segment with both; returns layers for old, new and what changes.
+
+        An old one that takes other channels has found nothing.
+        """
         yield Progress(0, 0, "Loading PyTorch")
         warm_up()
         from napari_attunet.model import load_model
@@ -136,9 +140,14 @@ class Comparison:
             steps = segmenter.steps(
                 self.image, axes=self.axes, rgb=self.rgb, output=self.spec.output
             )
-            found.append((yield from _prefixed(steps, name)).labels)
+            try:
+                found.append((yield from _prefixed(steps, name)).labels)
+            except ChannelError:
+                if path != self.old:
+                    raise
         yield Progress(0, 0, "Comparing")
-        old, new = found
+        new = found[-1]
+        old = found[0] if len(found) > 1 else np.zeros_like(new)
         changed = changes(
             old, new, output=self.spec.output, ndim=self.spec.network.ndim
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from qtpy.QtGui import QIcon
 from qtpy.QtWidgets import (
@@ -19,7 +20,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_attunet.architecture import PRECISIONS
-from napari_attunet.intensity import CHANNEL_CHOICES
+from napari_attunet.intensity import CHANNEL_CHOICES, parse_channels
 from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.warm import IDLE_SECONDS
@@ -27,6 +28,9 @@ from napari_attunet.widgets.warm import IDLE_SECONDS
 __all__ = ["Options", "let_shrink", "make_form"]
 
 OPEN, CLOSED = "▾  Options", "▸  Options"
+
+#: So many are offered by name; others can be typed.
+MOST_CHANNELS = 32
 
 OUTPUTS = (("auto", None), ("objects", "objects"), ("classes", "classes"))
 
@@ -63,7 +67,12 @@ class Options(QCollapsible):
     def _build(self) -> None:
         self.channels = QComboBox()
         self.channels.addItems(CHANNEL_CHOICES)
-        self.channels.setToolTip("How colours become what the model takes")
+        self.channels.setEditable(True)
+        self.channels.setInsertPolicy(QComboBox.InsertPolicy.NoInsert)
+        self.channels.setToolTip(
+            "How the image's colours or channels become what the model takes; channels "
+            "also by number, counted from 0, such as 2, 0"
+        )
         self.axes = QLineEdit()
         self.axes.setToolTip(
             "One letter for each axis of the image: T time, C channel, Z depth, Y, X"
@@ -145,9 +154,35 @@ class Options(QCollapsible):
         self.split_depth.setValue(spec.objects.split_depth)
         self._enable_object_options()
 
-    def show_axes(self, guess: str) -> None:
-        """Show which axes are taken if the user names none."""
+    def show_axes(self, guess: str, shape: Sequence[int]) -> None:
+        """Show which axes are taken if the user names none, and offer the channels.
+
+        Parameters
+        ----------
+        guess : str
+            Empty if there is none.
+        shape : sequence of int
+            Of the image.
+        """
         self.axes.setPlaceholderText(f"auto: {guess}" if guess else "auto")
+        axes = self.named_axes or guess
+        known = "C" in axes and len(axes) == len(shape)
+        count = min(shape[axes.index("C")], MOST_CHANNELS) if known else 0
+        offered = [*CHANNEL_CHOICES, *(f"channel {i}" for i in range(count))]
+        there = [self.channels.itemText(i) for i in range(self.channels.count())]
+        if offered == there:
+            return
+        chosen = self.channels.currentText()
+        self.channels.clear()
+        self.channels.addItems(offered)
+        # What was typed stays; what was picked of another image goes with it.
+        if chosen in offered or chosen not in there:
+            self.channels.setCurrentText(chosen)
+
+    @property
+    def named_axes(self) -> str:
+        """The axes that the user named; empty for those that are guessed."""
+        return self.axes.text().strip().upper()
 
     def settings(self, *, model: str, device: str) -> Settings:
         """Return all that was chosen."""
@@ -157,8 +192,8 @@ class Options(QCollapsible):
             threads=self.threads.value() or None,
             tile=self.tile.value() or None,
             precision=self.precision.currentText(),
-            axes=self.axes.text().strip().upper(),
-            channels=self.channels.currentText(),
+            axes=self.named_axes,
+            channels=parse_channels(self.channels.currentText() or "auto"),
             output=self.output.currentData(),
             objects=dataclasses.replace(
                 self._objects,

@@ -28,6 +28,7 @@ from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.options import make_form
+from napari_attunet.widgets.results import last_settings
 from napari_attunet.widgets.search import find_places, plan_search, show
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class PlacesPanel(DockPart):
             search = plan_search(
                 layer,
                 entry.spec,
-                model=str(entry.path),
+                last_settings(viewer.layers, layer, entry),
                 flips=self.flips.isChecked(),
                 point=viewer.dims.point if self.only_shown.isChecked() else None,
             )

@@ -7,7 +7,7 @@ which is slow for napari; `deliver` brings these to the viewer, one at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,8 @@ import numpy.typing as npt
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
 
+from napari_attunet.intensity import ChannelChoice
+from napari_attunet.library import Entry
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.layers import (
@@ -45,7 +47,16 @@ MORE_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00")
 MORE_CLASSES = 24
 UNKNOWN = "#a0a0a0"
 
-__all__ = ["EditWatch", "Outcome", "Settings", "Task", "compute", "deliver", "plan"]
+__all__ = [
+    "EditWatch",
+    "Outcome",
+    "Settings",
+    "Task",
+    "compute",
+    "deliver",
+    "last_settings",
+    "plan",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +85,19 @@ class Settings:
     tile: int | None = None
     precision: str = "auto"
     axes: str = ""
-    channels: str = "auto"
+    channels: ChannelChoice = "auto"
     output: Literal["classes", "objects"] | None = None
     objects: ObjectSettings | None = None
     attention: bool = True
+
+
+def last_settings(layers: Iterable[Layer], source: Image, entry: Entry) -> Settings:
+    """Return how a model was last used on an image; else what is usual."""
+    for layer in results_of(layers, source, entry.spec.key):
+        mark = mark_of(layer)
+        if mark is not None and isinstance(mark.settings, Settings):
+            return replace(mark.settings, model=str(entry.path))
+    return Settings(model=str(entry.path))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from napari_attunet.progress import Progress, Steps
 from napari_attunet.review import Place, doubt_steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.layers import array_of, axes_of
+from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
 
@@ -40,8 +41,8 @@ class Search:
         Of the image.
     layer_axes : str
         Of the whole layer.
-    model : str
-        Path of the model's file.
+    settings : Settings
+        The model, and how it was used on this image before.
     flips : bool
         Whether to compare with flipped copies.
     frame : tuple of int
@@ -51,7 +52,7 @@ class Search:
     image: Any
     axes: str
     layer_axes: str
-    model: str
+    settings: Settings
     flips: bool = False
     frame: tuple[int, ...] = ()
 
@@ -59,8 +60,8 @@ class Search:
 def plan_search(
     layer: Image,
     spec: ModelSpec,
+    settings: Settings,
     *,
-    model: str,
     flips: bool = False,
     point: npt.ArrayLike | None = None,
 ) -> Search:
@@ -70,8 +71,7 @@ def plan_search(
     ----------
     layer : Image
     spec : ModelSpec
-    model : str
-        Path of the model's file.
+    settings : Settings
     flips : bool
         Whether to compare with flipped copies.
     point : array, optional
@@ -83,10 +83,14 @@ def plan_search(
         If the layer's axes don't suit the model.
     """
     ndim = spec.network.ndim
-    axes = axes_of(layer, ndim=ndim, in_channels=spec.network.in_channels)
+    axes = settings.axes or axes_of(
+        layer, ndim=ndim, in_channels=spec.network.in_channels
+    )
     image = array_of(layer)
     if point is None:
-        return Search(image=image, axes=axes, layer_axes=axes, model=model, flips=flips)
+        return Search(
+            image=image, axes=axes, layer_axes=axes, settings=settings, flips=flips
+        )
     # Of RGB images the channels, which come last, are no dimension of the layer.
     here = dict(zip(axes[: layer.ndim], _pixel_at(layer, point), strict=True))
     walked = axes.replace("C", "")[:-ndim]
@@ -95,7 +99,7 @@ def plan_search(
         image=image[index],
         axes="".join(a for a in axes if a not in walked),
         layer_axes=axes,
-        model=model,
+        settings=settings,
         flips=flips,
         frame=tuple(here[a] for a in walked),
     )
@@ -105,9 +109,12 @@ def find_places(search: Search) -> Steps[tuple[Place, ...]]:
     """Find the places to check; positions are those in the whole image."""
     yield Progress(0, 0, "Loading PyTorch")
     warm_up()
-    segmenter = segmenter_for(search.model)
     doubt = yield from doubt_steps(
-        segmenter, search.image, axes=search.axes, flips=search.flips
+        segmenter_for(search.settings.model),
+        search.image,
+        axes=search.axes,
+        channels=search.settings.channels,
+        flips=search.flips,
     )
     yield Progress(0, 0, "Ranking the places")
     return tuple(

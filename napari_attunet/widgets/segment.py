@@ -26,7 +26,7 @@ from napari_attunet.widgets.boxes import ImageBox, ModelBox
 from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.layers import axes_of, is_result
+from napari_attunet.widgets.layers import array_of, axes_of, is_result
 from napari_attunet.widgets.options import Options, let_shrink, make_form
 from napari_attunet.widgets.results import (
     EditWatch,
@@ -157,6 +157,7 @@ class SegmentWidget(DockPart):
         self.device.currentIndexChanged.connect(self._ask_device)
         self.segment.clicked.connect(self.start)
         self.cancel.clicked.connect(self.stop)
+        self.options.axes.editingFinished.connect(self._guess_axes)
         self.options.release.clicked.connect(self.release_model)
         viewer.layers.events.removed.connect(self._on_layer_removed)
         viewer.bind_key(SHORTCUT, segment_active_layer, overwrite=True)
@@ -202,15 +203,16 @@ class SegmentWidget(DockPart):
         self._show_state()
 
     def _guess_axes(self) -> None:
-        guess = ""
+        guess, shape = "", ()
         if self.source is not None and self.entry is not None:
+            shape = tuple(array_of(self.source).shape)
             network = self.entry.spec.network
             # What is wrong is told when the user presses the button.
             with contextlib.suppress(AttUnetError):
                 guess = axes_of(
                     self.source, ndim=network.ndim, in_channels=network.in_channels
                 )
-        self.options.show_axes(guess)
+        self.options.show_axes(guess, shape)
 
     # --- the device -----------------------------------------------------------------
 

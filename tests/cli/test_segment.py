@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,38 @@ def test_formats(
         *("--format", kind, "--attention"),
     )
     assert names(out) == files
+
+
+def test_a_stack_does_not_become_png(
+    call: Call, tmp_path: Path, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = np.random.default_rng(0).integers(0, 200, (3, 20, 24), np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", stack, metadata={"axes": "ZYX"}, imagej=True)
+    segment = ("segment", tmp_path / "a.tif", "--model", model_file, "-o")
+    code, _, errors = call(*segment, tmp_path / "out", "--format", "png")
+    assert (code, errors) == (0, "")
+    assert names(tmp_path / "out") == ["a_labels.tif"]
+    monkeypatch.setattr(Segmenter, "steps", None)  # it is told before
+    code, _, errors = call(*segment, tmp_path / "mine.png")
+    assert code == 1
+    assert "mine.png: PNG holds one 2D image, not ZYX" in errors
+    code, _, errors = call(*segment, tmp_path / "out", "--format", "png")
+    assert "a_labels.tif is there already" in errors
+
+
+def test_more_labels_than_png_numbers_become_tiff(
+    call: Call,
+    tmp_path: Path,
+    folder: Path,
+    model_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(command, "PNG_LABELS", 0)
+    out = tmp_path / "out"
+    segment = ("segment", folder / "a.tif", "--model", model_file, "-o")
+    options = ("--format", "png", "--output", "classes", "--threshold", "0")
+    assert call(*segment, out, *options)[0] == 0
+    assert names(out) == ["a_labels.tif"]
 
 
 def test_a_stack_read_from_ome_zarr_is_written_as_ome_zarr(
@@ -202,6 +235,50 @@ def test_own_results_in_the_folder_are_no_images(
     assert names(folder) == before
 
 
+def test_a_named_file_that_is_left_out_is_told(
+    call: Call, folder: Path, model_file: Path
+) -> None:
+    files = [folder / "a.tif", folder / "a_labels.tif"]
+    write_labels(files[1], np.ones((4, 4), int), axes="YX")
+    segment = ("segment", *files, "--model", model_file, "-o", folder / "out")
+    code, told, _ = call(*segment)
+    assert code == 0
+    assert f"{files[1]} is left out" in told
+    assert names(folder / "out") == ["a_labels.tif"]
+
+
+def test_errors_hold_no_images(
+    call: Call,
+    tmp_path: Path,
+    folder: Path,
+    model_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alive = []
+
+    class Result:
+        labels = np.zeros((48, 40), np.int32)
+        axes, attention, tables, probabilities = "YX", (), (), None
+
+    def steps(*_: Any, **__: Any) -> Any:
+        result = Result()
+        alive.append(weakref.ref(result))
+        return result
+        yield
+
+    def full(*_: Any, **__: Any) -> None:
+        alive.append(len([r for r in alive if callable(r) and r()]))
+        raise DataError("not written") from OSError("No space left on device")
+
+    monkeypatch.setattr(Segmenter, "steps", steps)
+    monkeypatch.setattr("napari_attunet.images.write_labels", full)
+    code, _, errors = call(
+        "segment", folder, "--model", model_file, "-o", tmp_path / "out"
+    )
+    assert (code, errors.count("not written")) == (1, 2)
+    assert [n for n in alive if isinstance(n, int)] == [1, 1]
+
+
 def test_ctrl_c_leaves_no_half_file(
     call: Call,
     tmp_path: Path,
@@ -260,7 +337,7 @@ def test_patterns_are_expanded(folder: Path, tmp_path: Path) -> None:
 )
 def test_plan(source: str, out: str, kind: str | None, target: str) -> None:
     assert command.plan([Path(source)], Path(out), kind) == [
-        command.Task(Path(source), Path(target))
+        command.Task(Path(source), Path(target), named=source == "a.tif")
     ]
 
 

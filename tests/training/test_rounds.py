@@ -177,6 +177,21 @@ def test_colour_is_kept(parent, tmp_path):
     assert spec.network.in_channels == 3
 
 
+@pytest.mark.parametrize("axis", [0, -1])
+def test_channels_that_the_parent_does_not_take_are_learnt(parent, tmp_path, axis):
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    found = TrainingSet(tmp_path / "set")
+    both = np.stack([image, image[::-1]], axis)
+    found.add(correction(both, labels, axes="YXC" if axis else "CYX"))
+    outcome = drain(run_round(found, parent, SETTINGS, tmp_path / "round"))
+    scores = {c.name: c.scores for c in outcome.contenders}
+    assert scores["parent"] == {"validation": {}, "corrections": {}}
+    assert scores["tuned"]["corrections"]["dice"] > 0
+    assert "scratch" in scores
+    spec = load_model(tmp_path / "round" / "tuned.safetensors").spec
+    assert spec.channels == ("channel 0", "channel 1")
+
+
 def test_new_label_values_become_classes(tmp_path):
     network = dataclasses.replace(NETWORK, out_channels=2)
     spec = ModelSpec(name="two", network=network)

@@ -15,8 +15,9 @@ from napari.utils.colormaps.standardize_color import transform_color
 from qtpy.QtWidgets import QVBoxLayout, QWidget
 from skimage import data
 
-from napari_attunet.errors import DataError
+from napari_attunet.errors import ChannelError, DataError
 from napari_attunet.model import Model, save_model
+from napari_attunet.progress import drain
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training.record import Contender, Round
 from napari_attunet.widgets.compare import HEAD, CompareView
@@ -330,14 +331,23 @@ def test_axes_that_do_not_suit(viewer, view, folder, qtbot):
     assert isinstance(signal.args[0], DataError)
 
 
+def test_an_old_model_of_other_channels_had_found_nothing(tmp_path, viewer):
+    old = save(tmp_path / "old.safetensors", 1)
+    network = NetworkSpec(features=(4, 8), in_channels=2, out_channels=3)
+    spec = ModelSpec(name="both", network=network, output="objects")
+    new = save_model(Model.fresh(spec), tmp_path / "new.safetensors")
+    both = np.random.default_rng(0).random((2, 40, 50))
+    layer = viewer.add_image(both, axis_labels=("c", "y", "x"))
+    before, after, changed = drain(Comparison.of(layer, old, new, "cpu").compute())
+    assert not before.data.any()
+    np.testing.assert_array_equal(changed.data == GAINED, after.data > 0)
+    with pytest.raises(ChannelError):
+        drain(Comparison.of(layer, new, old, "cpu").compute())
+
+
 def test_classes_keep_their_colours(tmp_path, viewer, cells):
     old = save(tmp_path / "old.safetensors", 1, output="classes")
     new = save(tmp_path / "new.safetensors", 2, output="classes")
     task = Comparison.of(cells, old, new, "cpu")
-    steps = task.compute()
-    try:
-        while True:
-            next(steps)
-    except StopIteration as end:
-        layers = end.value
+    layers = drain(task.compute())
     np.testing.assert_allclose(layers[0].get_color(1), (1, 0, 0, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.widgets import places as module
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.places import NEXT_SHORTCUT, PlacesPanel
+from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.search import find_places, plan_search, show, zoom_for
 
 TIMEOUT = 20_000
@@ -133,19 +135,29 @@ def network_of(**network):
 )
 def test_only_the_frame_that_is_shown(shape, labels, network, point, axes, part, frame):
     layer = Image(np.zeros(shape, np.uint8), axis_labels=tuple(labels))
-    task = plan_search(layer, network_of(**network), model="m", point=point)
+    task = plan_search(layer, network_of(**network), Settings(model="m"), point=point)
     assert (task.axes, task.image.shape, task.frame) == (axes, part, frame)
-    whole = plan_search(layer, network_of(**network), model="m")
+    whole = plan_search(layer, network_of(**network), Settings(model="m"))
     assert (whole.axes, whole.image.shape) == (labels.upper(), shape)
     assert task.layer_axes == whole.axes
+
+
+def test_channels_are_taken_as_the_user_chose_before(folder, rng):
+    both = rng.random((2, 40, 50)).astype(np.float32)
+    layer = Image(both, axis_labels=("c", "y", "x"))
+    settings = Settings(model=str(folder / "grey@1.safetensors"), channels=(1,))
+    found = drain(find_places(plan_search(layer, network_of(), settings)))
+    alone = dataclasses.replace(settings, channels="auto")
+    wanted = drain(find_places(plan_search(Image(both[1]), network_of(), alone)))
+    assert found == wanted
+    assert found
 
 
 def test_positions_are_those_in_the_whole_stack(folder, rng):
     pixels = rng.random((3, 40, 50)).astype(np.float32)
     layer = Image(dask.array.from_array(pixels), scale=(2, 1, 1))
-    task = plan_search(
-        layer, network_of(), model=str(folder / "grey@1.safetensors"), point=(4, 0, 0)
-    )
+    settings = Settings(model=str(folder / "grey@1.safetensors"))
+    task = plan_search(layer, network_of(), settings, point=(4, 0, 0))
     places = drain(find_places(task))
     assert places
     assert {place.position[0] for place in places} == {2.0}
@@ -160,7 +172,7 @@ def test_a_layer_that_does_not_suit(viewer, panel, told):
     assert "3D model" in told()[0]
     assert panel.message.text() == told()[0]
     with pytest.raises(DataError):
-        plan_search(viewer.layers[0], network_of(ndim=3), model="m")
+        plan_search(viewer.layers[0], network_of(ndim=3), Settings(model="m"))
 
 
 # --- the view ---------------------------------------------------------------------

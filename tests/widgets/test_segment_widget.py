@@ -436,6 +436,45 @@ def test_every_kind_of_layer(
     assert len(viewer.layers) == 4
 
 
+def channels_of(widget) -> list[str]:
+    box = widget.options.channels
+    return [box.itemText(i) for i in range(box.count())]
+
+
+def test_a_channel_of_several_can_be_chosen(viewer, widget, qtbot, rng, told):
+    pixels = rng.integers(0, 255, (2, 2, 20, 30), np.uint8)
+    viewer.add_image(pixels, name="it", axis_labels=tuple("tcyx"))
+    widget.choose_model("grey")
+    assert channels_of(widget)[-2:] == ["channel 0", "channel 1"]
+    with qtbot.waitSignal(widget.finished, timeout=TIMEOUT) as signal:
+        widget.start()
+    assert signal.args == [False]
+    assert "Choose which channel to use, from 0 to 1" in told()[0]
+    widget.options.channels.setCurrentText("channel 1")
+    run(qtbot, widget)
+    found = viewer.layers["it · labels"].data[:, 0]
+    viewer.layers.clear()
+    viewer.add_image(pixels[:, 1], name="alone")
+    assert channels_of(widget)[-1] == "haematoxylin"
+    assert widget.options.channels.currentText() == "auto"  # there is no channel 1
+    run(qtbot, widget)
+    np.testing.assert_array_equal(viewer.layers["alone · labels"].data, found)
+
+
+def test_channels_follow_the_axes_that_the_user_names(viewer, widget, qtbot):
+    viewer.add_image(np.zeros((5, 20, 30), np.uint8), name="it")
+    widget.choose_model("grey")
+    assert channels_of(widget)[-1] == "haematoxylin"
+    widget.options.axes.setText("cyx")
+    widget.options.axes.editingFinished.emit()
+    assert channels_of(widget)[-1] == "channel 4"
+    widget.options.channels.setCurrentText("4")  # typed
+    widget.options.axes.setText("")
+    widget.options.axes.editingFinished.emit()
+    assert channels_of(widget)[-1] == "haematoxylin"
+    assert widget.options.channels.currentText() == "4"
+
+
 # --- pressing again --------------------------------------------------------------
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels
@@ -33,9 +32,9 @@ from napari_attunet.widgets.inspect.session import Session
 from napari_attunet.widgets.inspect.versions import VersionsPanel
 from napari_attunet.widgets.inspect.what_if import WhatIfPanel
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.layers import is_answer, mark_of, results_of
+from napari_attunet.widgets.layers import is_answer, results_of
 from napari_attunet.widgets.options import let_shrink, make_form
-from napari_attunet.widgets.results import Settings
+from napari_attunet.widgets.results import last_settings
 from napari_attunet.widgets.segment import PLUGIN
 
 if TYPE_CHECKING:
@@ -293,13 +292,7 @@ class AttentionWidget(DockPart):
         viewer, source, entry = self._viewer_ref(), self.image.source, self.model.entry
         if self.running or viewer is None or source is None or entry is None:
             return
-        settings = Settings(model=str(entry.path))
-        for layer in results_of(viewer.layers, source, entry.spec.key):
-            mark = mark_of(layer)
-            if mark is not None and isinstance(mark.settings, Settings):
-                # As it was segmented.
-                settings = replace(mark.settings, model=str(entry.path))
-                break
+        settings = last_settings(viewer.layers, source, entry)
         try:
             look = Look.of(viewer, source, entry.spec, settings)
         except AttUnetError as error:

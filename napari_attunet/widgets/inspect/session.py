@@ -64,7 +64,7 @@ class Session(QObject):
         self._timer.timeout.connect(self.mask_changed)
         self.stage = Stage(viewer)
         self.seen: Seen | None = None
-        #: Networks answer one at a time: the number of threads is the process's.
+        #: Networks answer one at a time, rather than share the cores.
         self.turn = threading.Lock()
 
     @property
