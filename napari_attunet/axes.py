@@ -421,8 +421,11 @@ def _check_dtype(dtype: Any) -> None:
     """Refuse elements that are not real numbers."""
     try:
         kind = np.dtype(dtype).kind
-    except TypeError:
-        kind = "?"
+    except TypeError as error:
+        raise DataError(
+            f"The image's elements are of type {dtype}, which NumPy does not know. "
+            "Give it as a NumPy array; a tensor of PyTorch has .numpy()."
+        ) from error
     if kind not in "buif":
         raise DataError(
             f"The image holds elements of type {dtype}, but bool, integers or floating "

@@ -102,6 +102,12 @@ def prepare(
     DataError
         If the image cannot be used.
     """
+    if not (hasattr(image, "shape") and hasattr(image, "dtype")):
+        what = "one of its arrays" if hasattr(image, "keys") else "numpy.asarray of it"
+        raise DataError(
+            "An image is an array of NumPy, Dask, Zarr or the like; this is a "
+            f"{type(image).__name__}. Give {what}."
+        )
     network = spec.network
     axes = axes or guess_axes(
         tuple(image.shape),
@@ -250,7 +256,7 @@ def choose_labeller(
     if output == "classes":
         if objects is not None:
             raise DataError("Object settings were given, but the output is classes.")
-        return ClassLabeller(threshold)
+        return ClassLabeller(spec.threshold if threshold is None else threshold)
     if threshold is not None:
         raise DataError(
             "A threshold was given, but the output is objects: set the seed_threshold "

@@ -149,6 +149,9 @@ class ModelSpec:
         What probabilities become: one label for a class, or one for each object.
     objects : ObjectSettings
         Used where `output` is ``"objects"``.
+    threshold : float, optional
+        Used where `output` is ``"classes"``: how probable a class must be to stand
+        against the background. By default the most probable class stands.
     pixel_size : tuple of float, optional
         Micrometres in a pixel of the training images, for each spatial axis.
     description : str
@@ -169,6 +172,7 @@ class ModelSpec:
     normalization: Normalization = field(default_factory=Normalization)
     output: Literal["classes", "objects"] = "classes"
     objects: ObjectSettings = field(default_factory=ObjectSettings)
+    threshold: float | None = None
     pixel_size: tuple[float, ...] | None = None
     description: str = ""
     training: dict[str, Any] = field(default_factory=dict)
@@ -202,6 +206,10 @@ class ModelSpec:
             self.output == "classes"
             or max(self.objects.interior, self.objects.boundary) < self.n_classes,
             f"Objects need interior and boundary among the {self.n_classes} classes.",
+        )
+        check(
+            self.threshold is None or 0 <= self.threshold <= 1,
+            f"The threshold lies between 0 and 1, got {self.threshold}.",
         )
 
     @property

@@ -427,6 +427,9 @@ def test_tiny_images(shape):
         (np.zeros((5, 5)), {"output": "things"}, "classes"),
         (np.zeros((5, 5)), {"threshold": 2}, "between 0 and 1"),
         (np.zeros((5, 5)), {"channels": "infrared"}, "infrared"),
+        ([[0, 1], [1, 0]], {}, "this is a list. Give numpy.asarray of it"),
+        (zarr.group({}), {}, "this is a Group. Give one of its arrays"),
+        (torch.zeros(5, 5), {}, "torch.float32.*has .numpy()"),
     ],
 )
 def test_what_cannot_be_segmented(image, options, message):
@@ -450,6 +453,14 @@ def test_a_sigmoid_network_has_two_classes():
     np.testing.assert_array_equal(result.labels, result.probabilities[1] > 0.5)
     strict = Segmenter(model).segment(make_image((30, 30)), threshold=0.9)
     np.testing.assert_array_equal(strict.labels, result.probabilities[1] >= 0.9)
+    # as the model says, unless something else is asked for
+    spec = dataclasses.replace(model.spec, threshold=0.9)
+    said = Segmenter(Model(spec, model.network))
+    np.testing.assert_array_equal(
+        said.segment(make_image((30, 30))).labels, strict.labels
+    )
+    half = said.segment(make_image((30, 30)), threshold=0.5)
+    np.testing.assert_array_equal(half.labels, result.labels)
 
 
 def test_objects_are_numbered_through_a_whole_stack():

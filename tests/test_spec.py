@@ -98,6 +98,7 @@ def test_defaults_are_filled_in():
         (lambda: ModelSpec(name="", network=NetworkSpec()), "cannot name"),
         (lambda: ModelSpec(name="m", version=0, network=NetworkSpec()), "from 1"),
         (lambda: ModelSpec(name="m", network=NetworkSpec(), classes=("a",)), "names"),
+        (lambda: ModelSpec(name="m", network=NetworkSpec(), threshold=2.0), "between"),
         (lambda: ModelSpec(name="m", network=NetworkSpec(), output="objects"), "among"),
     ],
 )

@@ -103,7 +103,12 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
         "--threshold",
         type=float,
         metavar="P",
-        help="of classes: how probable one must be to stand against the background",
+        help="how probable it must be that there is something (default: the model's)",
+    )
+    add(
+        "--fill-holes",
+        action=argparse.BooleanOptionalAction,
+        help="of objects (default: the model's)",
     )
     add("--tile", type=numbers, metavar="N", help="edge of the tiles, such as 512")
     add(
@@ -369,13 +374,16 @@ def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     }
     if args.axes:
         options["axes"] = args.axes
-    names = ("min_size", "split_depth", "seed_threshold")
+    objects = (args.output or spec.output) == "objects"
+    names = ("min_size", "split_depth", "seed_threshold", "fill_holes")
     asked = {n: getattr(args, n) for n in names if getattr(args, n) is not None}
+    if objects and args.threshold is not None:
+        asked["foreground_threshold"] = args.threshold
     if asked:
-        if (args.output or spec.output) != "objects":
+        if not objects:
             flags = ", ".join(f"--{n.replace('_', '-')}" for n in asked)
             raise DataError(f"{flags}: for objects only; this model gives classes.")
         options["objects"] = dataclasses.replace(spec.objects, **asked)
-    if args.threshold is not None:
+    if not objects:
         options["threshold"] = args.threshold
     return options

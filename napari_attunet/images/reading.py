@@ -37,6 +37,9 @@ LAZY_ABOVE = 2**28
 #: Coarser resolutions (72, 300, 600 dpi) are habits of programs, not measurements.
 _COARSEST_PIXEL = 25e-6  # metres
 
+#: Pillow's names of colours in other channels.
+NO_RGB = ("CMYK", "HSV", "LAB", "YCbCr")
+
 _log = logging.getLogger(__name__)
 
 
@@ -150,8 +153,11 @@ def _read_picture(path: Path) -> ImageFile:
 
     # One plugin by name: in search of one, imageio leaves damaged files open.
     with imageio.imopen(path, "r", plugin="pillow") as file:
-        pixels = file.read(index=0)
-        dpi = file.metadata(index=0).get("dpi", (0, 0))
+        told = file.metadata(index=0)
+        # Four inks are no red, green, blue and alpha.
+        how: dict[str, Any] = {"mode": "RGB"} if told["mode"] in NO_RGB else {}
+        pixels = file.read(index=0, **how)
+        dpi = told.get("dpi", (0, 0))
     if pixels.ndim == 3 and pixels.shape[2] in (1, 2):  # grey, grey with transparency
         pixels = pixels[..., 0]
     size = _measured({a: d / 0.0254 for a, d in zip("XY", dpi, strict=True)}, 1.0)
@@ -168,7 +174,7 @@ def _read_tiff(path: Path) -> ImageFile:
         if len(tif.series) > 1:
             _log.warning("%s holds %d images; the first is read", path, len(tif.series))
         series = tif.series[0]
-        axes = _tiff_axes(series.axes)
+        letters = series.axes
         size, unit, origin = _tiff_grid(tif)
         data: Any = None
         if series.nbytes <= LAZY_ABOVE:
@@ -182,6 +188,10 @@ def _read_tiff(path: Path) -> ImageFile:
         store = tifffile.imread(path, aszarr=True, series=0, level=0)
         data = zarr.open_array(store, mode="r")
         weakref.finalize(data, store.close)  # the file stays open as long as it is used
+    if "S" in letters and isinstance(data, np.ndarray):  # colours, stored one by one
+        data = np.moveaxis(data, letters.index("S"), -1)
+        letters = letters.replace("S", "") + "S"
+    axes = _tiff_axes(letters)
     return ImageFile(data=data, axes=axes, pixel_size=size, unit=unit, origin=origin)
 
 
@@ -265,6 +275,8 @@ def _read_zarr(path: Path) -> ImageFile:
     attributes = dict(node.attrs)
     said: Any = attributes.get("ome", attributes)
     if "multiscales" not in said and "bioformats2raw.layout" in said:
+        if "1" in node:
+            _log.warning("%s holds several images; the first, 0, is read", path)
         return _read_zarr(path / "0")
     if not said.get("multiscales"):
         kind = "a plate: give one of its images" if "plate" in said else "not OME-Zarr"

@@ -301,15 +301,17 @@ def anchored(
         inside = int(np.count_nonzero(known & (pair.labels > 0)))
         around = AROUND * inside / max(1, int(np.count_nonzero(near)))
         output = model.spec.output
-        unknown = unknown & (_probability(said, probabilities, output) > SURE)
+        sure = _probability(said, probabilities, output) > SURE
         if output == "objects":
             better = np.unique(said[known])
             unknown = unknown & ~np.isin(said, better[better > 0])
             said = np.where(said > 0, said + pair.labels.max(), 0)
         background, something = trust
         opinion = np.where(said > 0, np.float32(something), np.float32(background))
-        weight = np.where(unknown, opinion, pair.weight)
+        weight = np.where(unknown & sure, opinion, pair.weight)
         weight[near] = np.maximum(weight[near], np.float32(np.clip(around, *LIMITS)))
+        # Objects are whole, though only what is sure of them counts: cut down to that,
+        # they would end too early, and the network would learn to end them there.
         labels = np.where(unknown, said, pair.labels).astype(np.int32)
         found.append(dataclasses.replace(pair, labels=labels, weight=weight))
     return found

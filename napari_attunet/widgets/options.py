@@ -44,9 +44,11 @@ class Options(QCollapsible):
           Channels         [ auto      v ]
           Axes             [ auto: TYX   ]
           Output           [ auto      v ]
+          Threshold        [-  0.50     +]
           Minimum size     [-  16 px    +]
           Seed threshold   [-  0.50     +]
           Part at necks    [-  1.0 px   +]
+          Fill holes       [x]
           Show attention   [x]
           Tile size        [-  auto     +]
           CPU threads      [-  auto     +]
@@ -58,10 +60,11 @@ class Options(QCollapsible):
         # Its own arrows are painted once, in a colour that may not suit the theme.
         super().__init__(CLOSED, expandedIcon=QIcon(), collapsedIcon=QIcon())
         self._objects = ObjectSettings()
+        self._threshold: float | None = None
         self._output_of_model = "objects"
         self.setDuration(120)
         self._build()
-        self.output.currentIndexChanged.connect(self._enable_object_options)
+        self.output.currentIndexChanged.connect(self._show_output)
         self.toggled.connect(self._on_toggled)
 
     def _build(self) -> None:
@@ -81,6 +84,12 @@ class Options(QCollapsible):
         for text, value in OUTPUTS:
             self.output.addItem(text, value)
         self.output.setToolTip("One label for each object, or one for each class")
+        self.threshold = QDoubleSpinBox()
+        self.threshold.setRange(0, 1)
+        self.threshold.setSingleStep(0.05)
+        self.threshold.setToolTip(
+            "How probable it must be that there is something; lower values find more"
+        )
         self.min_size = QSpinBox()
         self.min_size.setRange(0, 10**6)
         self.min_size.setSuffix(" px")
@@ -100,6 +109,8 @@ class Options(QCollapsible):
             "Divide round objects that are joined where they narrow; lower values "
             "divide more, 0 never"
         )
+        self.fill_holes = QCheckBox()
+        self.fill_holes.setToolTip("Fill holes in objects")
         self.attention = QCheckBox()
         self.attention.setChecked(True)
         self.attention.setToolTip("Show what each attention gate lets through")
@@ -132,9 +143,11 @@ class Options(QCollapsible):
             ("Channels", self.channels),
             ("Axes", self.axes),
             ("Output", self.output),
+            ("Threshold", self.threshold),
             ("Minimum size", self.min_size),
             ("Seed threshold", self.seed_threshold),
             ("Part at necks", self.split_depth),
+            ("Fill holes", self.fill_holes),
             ("Show attention", self.attention),
             ("Tile size", self.tile),
             ("CPU threads", self.threads),
@@ -149,10 +162,12 @@ class Options(QCollapsible):
     def follow(self, spec: ModelSpec) -> None:
         """Take a model's own settings."""
         self._objects, self._output_of_model = spec.objects, spec.output
+        self._threshold = spec.threshold
         self.min_size.setValue(spec.objects.min_size)
         self.seed_threshold.setValue(spec.objects.seed_threshold)
         self.split_depth.setValue(spec.objects.split_depth)
-        self._enable_object_options()
+        self.fill_holes.setChecked(spec.objects.fill_holes)
+        self._show_output()
 
     def show_axes(self, guess: str, shape: Sequence[int]) -> None:
         """Show which axes are taken if the user names none, and offer the channels.
@@ -186,6 +201,16 @@ class Options(QCollapsible):
 
     def settings(self, *, model: str, device: str) -> Settings:
         """Return all that was chosen."""
+        threshold = self.threshold.value()
+        objects = dataclasses.replace(
+            self._objects,
+            min_size=self.min_size.value(),
+            seed_threshold=self.seed_threshold.value(),
+            split_depth=self.split_depth.value(),
+            fill_holes=self.fill_holes.isChecked(),
+        )
+        if self._tells_objects:
+            objects = dataclasses.replace(objects, foreground_threshold=threshold)
         return Settings(
             model=model,
             device=device,
@@ -195,19 +220,28 @@ class Options(QCollapsible):
             axes=self.named_axes,
             channels=parse_channels(self.channels.currentText() or "auto"),
             output=self.output.currentData(),
-            objects=dataclasses.replace(
-                self._objects,
-                min_size=self.min_size.value(),
-                seed_threshold=self.seed_threshold.value(),
-                split_depth=self.split_depth.value(),
-            ),
+            objects=objects,
+            threshold=None if self._tells_objects else threshold or None,
             attention=self.attention.isChecked(),
         )
 
-    def _enable_object_options(self) -> None:
-        output = self.output.currentData() or self._output_of_model
-        for box in (self.min_size, self.seed_threshold, self.split_depth):
-            box.setEnabled(output == "objects")
+    @property
+    def _tells_objects(self) -> bool:
+        return (self.output.currentData() or self._output_of_model) == "objects"
+
+    def _show_output(self) -> None:
+        """Offer what belongs to this kind of labels, as the model has it."""
+        objects = self._tells_objects
+        threshold = self._objects.foreground_threshold if objects else self._threshold
+        self.threshold.setSpecialValueText("" if objects else "most probable")
+        self.threshold.setValue(threshold or 0.0)
+        for box in (
+            self.min_size,
+            self.seed_threshold,
+            self.split_depth,
+            self.fill_holes,
+        ):
+            box.setEnabled(objects)
 
     def _on_toggled(self, opened: bool) -> None:
         self.setText(OPEN if opened else CLOSED)

@@ -67,8 +67,8 @@ class Settings:
     ----------
     model : str
         Path of the model's file.
-    device, channels, output, objects
-        As the segmenter takes them.
+    device, channels, output, objects, threshold
+        As the segmenter takes them; a threshold is of classes.
     threads, tile : int, optional
         As the segmenter takes them.
     precision : str
@@ -88,6 +88,7 @@ class Settings:
     channels: ChannelChoice = "auto"
     output: Literal["classes", "objects"] | None = None
     objects: ObjectSettings | None = None
+    threshold: float | None = None
     attention: bool = True
 
 
@@ -257,6 +258,7 @@ def compute(task: Task) -> Steps[Outcome]:
         attention=settings.attention,
         output=settings.output,
         objects=settings.objects if task.output == "objects" else None,
+        threshold=settings.threshold if task.output == "classes" else None,
     )
     yield Progress(0, 0, "Preparing layers")
     results = list(_attention(task, found))[::-1]
@@ -356,12 +358,12 @@ class EditWatch:
     def __init__(self, layers: Sequence[Layer], task: Task) -> None:
         known = {layer_id: data for layer_id, data, _ in task.earlier}
         self._watched = [
-            (layer, known[layer.unique_id])
+            (layer, known[layer.unique_id], _history(layer))
             for layer in layers
             if layer.unique_id in known
         ]
         self._edited: set[Any] = set()
-        for layer, _ in self._watched:
+        for layer, _, _ in self._watched:
             layer.events.labels_update.connect(self._on_edit)
             layer.events.paint.connect(self._on_edit)
 
@@ -370,15 +372,24 @@ class EditWatch:
 
     def has_edited(self, layer: Layer) -> bool:
         """Return whether the user painted on a layer or gave it other data."""
-        replaced = any(w is layer and w.data is not data for w, data in self._watched)
-        return replaced or layer.unique_id in self._edited
+        changed = any(
+            w is layer and (w.data is not data or _history(w) != history)
+            for w, data, history in self._watched
+        )
+        return changed or layer.unique_id in self._edited
 
     def stop(self) -> None:
         """Watch no more, and let go of the layers."""
-        for layer, _ in self._watched:
+        for layer, _, _ in self._watched:
             layer.events.labels_update.disconnect(self._on_edit)
             layer.events.paint.disconnect(self._on_edit)
         self._watched = []
+
+
+def _history(layer: Layer) -> tuple[int, ...]:
+    """Return how much could be undone and done again, of which no event tells."""
+    names = ("_undo_history", "_redo_history")
+    return tuple(len(getattr(layer, name, ())) for name in names)
 
 
 def deliver(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Callable
@@ -57,6 +58,26 @@ def test_a_folder_gives_what_the_segmenter_gives(
     np.testing.assert_allclose(coarse.data, result.attention[1].values, atol=1e-6)
     assert coarse.pixel_size == pytest.approx({"Y": 1.0, "X": 0.5})
     assert coarse.origin == pytest.approx({"Y": 0.25, "X": 0.125})
+
+
+def test_thresholds_and_holes(
+    call: Call, tmp_path: Path, folder: Path, model_file: Path
+) -> None:
+    arguments = ("segment", folder / "a.tif", "--model", model_file)
+    options = ("--threshold", "0.3", "--no-fill-holes", "--min-size", "0")
+    assert call(*arguments, "-o", tmp_path / "objects.tif", *options)[0] == 0
+    classes = ("--output", "classes", "--threshold", "0.3")
+    assert call(*arguments, "-o", tmp_path / "classes.tif", *classes)[0] == 0
+    model, image = load_model(model_file), read_image(folder / "a.tif").data
+    settings = dataclasses.replace(
+        model.spec.objects, foreground_threshold=0.3, fill_holes=False, min_size=0
+    )
+    wanted = Segmenter(model).segment(image, axes="YX", objects=settings).labels
+    np.testing.assert_array_equal(read_image(tmp_path / "objects.tif").data, wanted)
+    wanted = Segmenter(model).segment(image, axes="YX", output="classes", threshold=0.3)
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "classes.tif").data, wanted.labels
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,9 +194,9 @@ def test_classes_channels_and_axes(
     code, _, errors = call(*arguments, "--axes", "yxc", "--channels", "luminanze")
     assert code == 1
     assert "luminanze" in errors
-    code, _, errors = call(*arguments, "--min-size", "3")
+    code, _, errors = call(*arguments, "--min-size", "3", "--no-fill-holes")
     assert code == 1
-    assert "--min-size: for objects only" in errors
+    assert "--min-size, --fill-holes: for objects only" in errors
 
 
 def test_a_bad_file_among_good_ones_is_told_at_the_end(

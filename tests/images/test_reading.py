@@ -8,6 +8,7 @@ from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 import zarr
@@ -73,7 +74,6 @@ def test_ome_tiff_with_mixed_units_and_stage_positions(tmp_path: Path) -> None:
     [
         ((5, 6), {}, "YX"),
         ((5, 6, 3), {"photometric": "rgb"}, "YXC"),
-        ((3, 5, 6), {"photometric": "rgb", "planarconfig": "separate"}, "CYX"),
         ((4, 5, 6, 3), {"photometric": "rgb"}, "ZYXC"),
         ((4, 5, 6), {"photometric": "minisblack"}, None),
         ((4, 5, 6), {"photometric": "minisblack", "metadata": {"axes": "TYX"}}, "TYX"),
@@ -87,6 +87,27 @@ def test_plain_tiff(
     image = read_image(tmp_path / "a.tif")
     np.testing.assert_array_equal(image.data, data)
     assert (image.axes, image.pixel_size, image.unit) == (axes, {}, "pixel")
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (4, 3, 5, 6)])
+def test_colours_stored_one_by_one_are_colours(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    data = ramp(*shape, dtype="uint8")
+    tifffile.imwrite(
+        tmp_path / "a.tif", data, photometric="rgb", planarconfig="separate"
+    )
+    image = read_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.data, np.moveaxis(data, -3, -1))
+    assert image.axes == ("ZYXC" if len(shape) == 4 else "YXC")
+
+
+def test_inks_are_turned_into_colours(tmp_path: Path) -> None:
+    ochre = np.full((8, 9, 3), (200, 120, 30), np.uint8)
+    PIL.Image.fromarray(ochre).convert("CMYK").save(tmp_path / "a.jpg", quality=95)
+    image = read_image(tmp_path / "a.jpg")
+    assert (image.axes, image.data.shape) == ("YXC", (8, 9, 3))
+    np.testing.assert_allclose(image.data, ochre, atol=4)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +242,7 @@ def test_ome_zarr(tmp_path: Path, version: str) -> None:
     assert image.origin == pytest.approx({"Z": 4.0, "Y": 2.0})
 
 
-def test_older_and_other_zarr(tmp_path: Path) -> None:
+def test_older_and_other_zarr(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = ramp(1, 1, 2, 5, 6)
     group = zarr.open_group(tmp_path / "old.zarr", mode="w", zarr_format=2)
     zarr.open_group(tmp_path / "old.zarr" / "0", mode="w", zarr_format=2)
@@ -230,6 +251,10 @@ def test_older_and_other_zarr(tmp_path: Path) -> None:
     group.attrs["bioformats2raw.layout"] = 3
     assert read_image(tmp_path / "old.zarr").axes == "TCZYX"
     assert read_image(tmp_path / "old.zarr").data.shape == data.shape
+    assert not caplog.messages
+    zarr.open_group(tmp_path / "old.zarr" / "1", mode="w", zarr_format=2)
+    read_image(tmp_path / "old.zarr")
+    assert "several images; the first, 0, is read" in caplog.text
     bare = read_image(tmp_path / "old.zarr" / "0" / "0")
     assert (bare.axes, bare.data.shape) == (None, data.shape)
 

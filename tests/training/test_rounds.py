@@ -25,6 +25,7 @@ from napari_attunet.training.lessons import (
     LIMITS,
     OWN_TRUST,
     REACH,
+    SURE,
     anchored,
     read_lessons,
 )
@@ -419,9 +420,17 @@ def test_what_the_parent_is_sure_of_counts_a_little(sparse):
         for there in (after.labels == 0, after.labels > 0)
     )
     assert background == {0, np.float32(0.3)}
-    assert objects == {np.float32(0.1)}
+    assert objects == {0, np.float32(0.1)}
     assert (after.weight[unknown] > 0).any()
     assert not (after.weight[~unknown & ~known] > 0).any()
+    # the objects are whole, or boundaries would be looked for inside of them
+    found = Segmenter(model).segment(before.image, probabilities=True)
+    said, foreground = found.labels, 1 - found.probabilities[0]
+    left = ~np.isin(said, np.unique(said[known]))
+    np.testing.assert_array_equal((after.labels > 0)[unknown & left], True)
+    sure = after.weight[unknown & left & ~near] > 0
+    np.testing.assert_array_equal(sure, (foreground > SURE)[unknown & left & ~near])
+    assert not sure.all()
 
 
 @pytest.mark.parametrize(

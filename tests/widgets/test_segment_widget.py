@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import subprocess
 import sys
@@ -265,6 +266,33 @@ def test_options_follow_the_model(viewer, widget):
     assert widget.options.axes.placeholderText() == "auto: YX"
     widget.choose_model("volume")
     assert widget.options.axes.placeholderText() == "auto"
+
+
+def test_thresholds_are_those_of_the_labels(viewer, widget):
+    add_cells(viewer)
+    widget.choose_model("grey")
+    options = widget.options
+    spec = widget.entry.spec
+
+    def settings():
+        return options.settings(model="m", device="cpu")
+
+    assert settings().threshold is None
+    assert settings().objects == spec.objects
+    options.threshold.setValue(0.4)
+    options.fill_holes.setChecked(False)
+    changed = dataclasses.replace(
+        spec.objects, foreground_threshold=0.4, fill_holes=False
+    )
+    assert settings().objects == changed
+    options.output.setCurrentText("classes")
+    assert options.threshold.text() == "most probable"
+    assert settings().threshold is None
+    options.threshold.setValue(0.9)
+    assert settings().threshold == 0.9
+    options.follow(dataclasses.replace(spec, output="classes", threshold=0.8))
+    options.output.setCurrentText("auto")
+    assert settings().threshold == 0.8
 
 
 # --- results ---------------------------------------------------------------------
@@ -569,7 +597,13 @@ def test_edited_labels_are_never_overwritten(viewer, widget, qtbot, edit):
     assert edited.data is mine
 
 
-@pytest.mark.parametrize("edit", [edit_by_painting, edit_by_replacing])
+def edit_by_doing_again(labels):
+    labels.redo()  # of which no event tells
+
+
+@pytest.mark.parametrize(
+    "edit", [edit_by_painting, edit_by_replacing, edit_by_doing_again]
+)
 def test_labels_edited_during_the_run_are_not_overwritten(
     viewer, widget, qtbot, slow, monkeypatch, edit
 ):
@@ -578,6 +612,8 @@ def test_labels_edited_during_the_run_are_not_overwritten(
     slow.set()
     run(qtbot, widget)
     labels = viewer.layers["cells · labels"]
+    labels.paint((9, 9), 7)
+    labels.undo()
     # At the last moment: the work has looked at the labels already.
     succeeded = widget._on_succeeded
 

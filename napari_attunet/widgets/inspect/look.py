@@ -158,6 +158,7 @@ class Look:
             channels=asked.channels,
             output=output,
             objects=asked.objects if output == "objects" else None,
+            threshold=asked.threshold if output == "classes" else None,
         )
         answer = inspection.answer()
         return Seen(
