@@ -13,14 +13,9 @@ import numpy.typing as npt
 
 from napari_attunet.axes import ImageView, guess_axes
 from napari_attunet.canvas import ClassLabeller, Labeller, ObjectLabeller
+from napari_attunet.channels import ChannelChoice, ChannelMixer, choose_channels
 from napari_attunet.errors import DataError
-from napari_attunet.intensity import (
-    ChannelChoice,
-    ChannelMixer,
-    Scaling,
-    choose_channels,
-    measure_scaling,
-)
+from napari_attunet.intensity import Scaling, measure_scaling
 from napari_attunet.receptive import cuts_in_strips, decoded
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
 

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from napari_attunet.intensity import ChannelChoice
+from napari_attunet.channels import ChannelChoice
 from napari_attunet.progress import Steps
 from napari_attunet.spec import ModelSpec
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 
 from napari_attunet.canvas import AttentionMap, AttentionTable
+from napari_attunet.channels import ChannelChoice
 from napari_attunet.devices import (
     Device,
     choose_device,
@@ -22,7 +23,6 @@ from napari_attunet.devices import (
 )
 from napari_attunet.errors import DeviceError
 from napari_attunet.inference import Job, Overflow, Segmentation, TileTooLarge, infer
-from napari_attunet.intensity import ChannelChoice
 from napari_attunet.model import Model
 from napari_attunet.networks import FusedUNet, fused
 from napari_attunet.plan import (
@@ -145,7 +145,7 @@ class Segmenter:
             the network sees little beyond the region: take some more than you need.
         channels : str or tuple of int
             How the image's channels enter the network; see
-            `napari_attunet.intensity.choose_channels`.
+            `napari_attunet.channels.choose_channels`.
         attention : bool
             Whether to return what every gate attended to.
         probabilities : bool

@@ -1,3 +1,5 @@
+"""From pixels to what a network sees: which channels, and on what scale."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -8,15 +10,14 @@ from hypothesis.extra import numpy as hnp
 from skimage import color, data
 
 from napari_attunet.axes import ImageView
-from napari_attunet.errors import ChannelError, DataError
-from napari_attunet.intensity import (
+from napari_attunet.channels import (
     CHANNEL_CHOICES,
     STAINS,
-    Scaling,
     choose_channels,
-    measure_scaling,
     parse_channels,
 )
+from napari_attunet.errors import ChannelError, DataError
+from napari_attunet.intensity import Scaling, measure_scaling
 from napari_attunet.spec import Normalization
 
 GREY, RGB = ("grey",), ("red", "green", "blue")

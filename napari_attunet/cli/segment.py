@@ -205,6 +205,7 @@ def _segment(
 ) -> str:
     """Segment one image, write everything asked for, and return what to say of it."""
     from napari_attunet.axes import ImageView, guess_axes
+    from napari_attunet.channels import PLAIN_CHANNELS
     from napari_attunet.images import (
         image_format,
         read_image,
@@ -213,7 +214,6 @@ def _segment(
         write_probabilities,
         write_tables,
     )
-    from napari_attunet.intensity import PLAIN_CHANNELS
 
     def free(path: Path) -> Path:
         if path.exists() and path.samefile(task.source):
@@ -360,7 +360,7 @@ def _tile(numbers: tuple[int, ...] | None) -> int | tuple[int, ...] | None:
 
 def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
     """Return the options of the segmenter that the arguments stand for."""
-    from napari_attunet.intensity import parse_channels
+    from napari_attunet.channels import parse_channels
 
     spec = segmenter.model.spec
     kinds = {m.kind for m in segmenter.model.network.mechanisms}

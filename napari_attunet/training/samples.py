@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.channels import ChannelMixer, choose_channels
 from napari_attunet.errors import DataError
-from napari_attunet.intensity import ChannelMixer, choose_channels, measure_scaling
+from napari_attunet.intensity import measure_scaling
 from napari_attunet.objects import object_targets
 from napari_attunet.plan import SAMPLE_VALUES
 from napari_attunet.progress import ahead

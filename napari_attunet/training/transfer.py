@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from napari_attunet.channels import STAINS, Stains
 from napari_attunet.errors import DataError, ModelError
-from napari_attunet.intensity import STAINS, Stains
 from napari_attunet.model import Model
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss

@@ -44,10 +44,17 @@ def validation_steps(
     ``dice`` for classes is the mean over foreground classes that occur; objects have
     ``dice`` of the foreground, ``ap50`` (mean over images), ``ap50_pooled`` and
     ``ap70``. Of an image of which little counts only that part is segmented.
+
+    Where an object begins and ends is known if all of it counts, as of one that was
+    painted. What is found of it is then compared in full, wherever it reaches: else
+    who finds too much would be right nearly everywhere, since of what was painted
+    there is hardly any background. Ends of other objects that reach in from where
+    nothing counts are right or wrong as pixels, but no objects.
     """
     # What weights are chosen by is the same on every device.
     segmenter = Segmenter(model, device=device, threads=threads, precision="exact")
-    results = []
+    results: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+    objects: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
     for number, pair in enumerate(pairs):
         region = _region_of(pair)
         steps = segmenter.steps(pair.image, axes=pair.axes, region=region)
@@ -59,16 +66,24 @@ def validation_steps(
                 break
             yield Progress(number, len(pairs), f"Validating {pair.name}")
         truth = np.asarray(pair.labels)
-        if pair.weight is not None:
-            part = (...,) if region is None else tuple(region)
-            counts = pair.weight[part] > 0
-            found, truth = found * counts, truth[part] * counts
-        results.append((found, truth))
+        if pair.weight is None:
+            results.append((found, truth))
+            objects.append((found, truth))
+            continue
+        part = (...,) if region is None else tuple(region)
+        counts = pair.weight[part] > 0
+        if model.spec.output == "objects":
+            told, whole = truth[part] * counts, found
+            found = found * (counts | _found_of_known(found, truth[part], counts))
+            objects.append((_without_ends(found, whole, told), told))
+        else:
+            found = found * counts
+        results.append((found, truth[part] * counts))
     if model.spec.output == "classes":
         return {"dice": _mean_class_dice(results, model.spec.n_classes)}
-    scores = evaluation.score(results)
+    scores = evaluation.score(objects)
     return {
-        "dice": scores.dice,
+        "dice": float(np.mean([evaluation.dice(*result) for result in results])),
         "ap50": scores.ap50,
         "ap50_pooled": scores.ap50_pooled,
         "ap70": scores.ap70,
@@ -89,6 +104,52 @@ def _region_of(pair: Pair) -> list[slice] | None:
         slice(max(0, b.start - r), min(n, b.stop + r))
         for b, r, n in zip(boxes[0], reach, pair.weight.shape, strict=True)
     ]
+
+
+def _found_of_known(
+    found: npt.NDArray[Any], truth: npt.NDArray[Any], counts: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Return where there are found objects that hold half of one that is known in full.
+
+    Parameters
+    ----------
+    found, truth : array of int
+        Found and labelled objects.
+    counts : array of bool
+        Where labels count.
+    """
+    sizes = np.bincount(truth.ravel())
+    known = sizes == np.bincount(truth[counts], minlength=len(sizes))
+    known[0] = False
+    both = known[truth] & (found > 0)
+    names = np.stack((truth[both], found[both]))
+    (of, by), common = np.unique(names, axis=1, return_counts=True)
+    held = np.zeros(int(found.max(initial=0)) + 1, bool)
+    held[by[2 * common >= sizes[of]]] = True
+    where: npt.NDArray[np.bool_] = held[found]
+    return where
+
+
+def _without_ends(
+    found: npt.NDArray[Any], whole: npt.NDArray[Any], truth: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Return found objects without those that lie mostly where nothing counts.
+
+    Unless they touch one that is labelled, they may well be right.
+
+    Parameters
+    ----------
+    found, truth : array of int
+        Found and true objects where it counts, 0 elsewhere.
+    whole : array of int
+        Found objects in full.
+    """
+    sizes = np.bincount(whole.ravel())
+    within = np.bincount(found.ravel(), minlength=len(sizes))
+    ends = 2 * within < sizes
+    ends[np.unique(found[truth > 0])] = False
+    kept: npt.NDArray[Any] = np.where(ends[found], 0, found)
+    return kept
 
 
 def _mean_class_dice(

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
 from superqt import QCollapsible
 
 from napari_attunet.architecture import PRECISIONS
-from napari_attunet.intensity import CHANNEL_CHOICES, parse_channels
+from napari_attunet.channels import CHANNEL_CHOICES, parse_channels
 from napari_attunet.spec import ModelSpec, ObjectSettings
 from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.warm import IDLE_SECONDS

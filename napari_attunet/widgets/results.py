@@ -16,7 +16,7 @@ import numpy.typing as npt
 from napari.layers import Image, Labels, Layer
 from napari.utils.colormaps import DirectLabelColormap
 
-from napari_attunet.intensity import ChannelChoice
+from napari_attunet.channels import ChannelChoice
 from napari_attunet.library import Entry
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec, ObjectSettings

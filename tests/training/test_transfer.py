@@ -7,8 +7,8 @@ import pytest
 import torch
 from skimage import data
 
+from napari_attunet.channels import STAINS
 from napari_attunet.errors import DataError, ModelError
-from napari_attunet.intensity import STAINS
 from napari_attunet.model import Model
 from napari_attunet.progress import drain
 from napari_attunet.samples import synthetic_nuclei
