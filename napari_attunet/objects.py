@@ -12,6 +12,7 @@ plus boundary is the whole object. The idea is that of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,14 @@ from napari_attunet.memory import give_back
 if TYPE_CHECKING:
     from napari_attunet.spec import ObjectSettings
 
-__all__ = ["class_labels", "object_labels", "object_targets", "objects_within"]
+__all__ = [
+    "class_labels",
+    "number_by_frame",
+    "number_objects",
+    "object_labels",
+    "object_targets",
+    "objects_within",
+]
 
 # skimage is imported where it is used: its parts take longer than a dock to open.
 
@@ -417,3 +425,51 @@ def _renumber(labels: Labels, *, min_size: int) -> None:
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     for rows in _slabs(labels):
         labels[rows] = numbers[labels[rows]]
+
+
+def number_objects(
+    labels: npt.NDArray[np.integer[Any]], ndim: int
+) -> npt.NDArray[np.int64]:
+    """Number objects so that no two frames share a number, about without gaps.
+
+    Parameters
+    ----------
+    labels : array of int
+        Numbers from 0.
+    ndim : int
+        So many last axes are one frame.
+
+    Returns
+    -------
+    array of int64, one-dimensional
+    """
+    frames = math.prod(labels.shape[: labels.ndim - ndim])
+    numbers = labels.reshape(frames, -1).astype(np.int64)
+    top = int(numbers.max(initial=0))
+    numbers += np.where(numbers > 0, np.arange(frames)[:, np.newaxis] * top, 0)
+    flat = numbers.ravel()
+    if frames * top > flat.size:  # tables over the numbers would be larger than images
+        _, flat = np.unique(np.append(0, flat), return_inverse=True)
+        flat = flat[1:]
+    return flat
+
+
+def number_by_frame(
+    labels: npt.NDArray[np.integer[Any]], axes: str, ndim: int
+) -> npt.NDArray[np.integer[Any]]:
+    """Return objects with numbers of their own in every frame, about without gaps.
+
+    Parameters
+    ----------
+    labels : array of int
+        Numbers from 0.
+    axes : str
+        A letter for each of its axes.
+    ndim : int
+        Spatial dimensions of a frame.
+    """
+    walked = [i for i, axis in enumerate(axes) if axis not in "ZYX"[3 - ndim :]]
+    first = range(len(walked))
+    frames = np.moveaxis(labels, walked, first)
+    numbers = number_objects(frames, ndim).reshape(frames.shape)
+    return np.moveaxis(numbers, first, walked)

@@ -5,7 +5,7 @@ and how much. A `TrainingSet` is a folder of such samples, each a snapshot, with
 held out for validation that never changes.
 """
 
-from napari_attunet.corrections.correction import Correction, Count
+from napari_attunet.corrections.correction import MOST_CLASSES, Correction, Count
 from napari_attunet.corrections.folder import TrainingSet, default_folder
 from napari_attunet.corrections.sample import Sample
 from napari_attunet.corrections.split import FEW_PIXELS, GUARD, frame_axes
@@ -18,6 +18,7 @@ from napari_attunet.corrections.truth import (
     Output,
     Truth,
     background_brush,
+    brush_in,
     grow,
     kind_of,
     truth,
@@ -28,6 +29,7 @@ __all__ = [
     "CHANGED_WEIGHT",
     "FEW_PIXELS",
     "GUARD",
+    "MOST_CLASSES",
     "RING",
     "SURROUNDINGS",
     "Correction",
@@ -38,6 +40,7 @@ __all__ = [
     "TrainingSet",
     "Truth",
     "background_brush",
+    "brush_in",
     "default_folder",
     "frame_axes",
     "grow",

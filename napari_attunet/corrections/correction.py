@@ -15,10 +15,10 @@ from napari_attunet.corrections.truth import (
     Output,
     Truth,
     kind_of,
-    number_objects,
     truth,
 )
 from napari_attunet.errors import DataError
+from napari_attunet.objects import number_objects
 
 __all__ = ["MOST_CLASSES", "Correction", "Count"]
 

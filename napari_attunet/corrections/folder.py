@@ -9,19 +9,19 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import platformdirs
 from filelock import FileLock
 
@@ -35,11 +35,16 @@ from napari_attunet.corrections.sample import (
     write_description,
 )
 from napari_attunet.corrections.split import (
+    FEW_CELLS,
+    FEW_IMAGES,
+    FEW_PIXELS,
+    Frame,
     Split,
-    block_shape,
-    frame_axes,
+    apart,
+    frames_of,
     hash_image,
     in_axes,
+    joined,
     split_image,
 )
 from napari_attunet.errors import DataError, ModelError
@@ -50,7 +55,7 @@ __all__ = ["TrainingSet", "default_folder"]
 
 #: Overrides where the training set is kept.
 FOLDER_VARIABLE = "NAPARI_ATTUNET_TRAINING"
-#: In a training set's folder: what was held out of images that are gone.
+#: In a training set's folder: what is held out of every image that ever was in it.
 NOTES = ".held-out"
 #: In a training set's folder: held by whoever moves samples in it.
 LOCK = ".lock"
@@ -175,15 +180,12 @@ class TrainingSet:
             If it cannot be deleted.
         """
         gone = self.folder / f".{uuid.uuid4().hex[:8]}.{sample.id}.gone"
-        with _writing(sample.folder):
-            with contextlib.suppress(DataError):  # gone, or damaged
-                self._note_what_was_held(self._described(sample.folder))
-            with self._alone():
-                for old in self._left_over(sample.id):
-                    shutil.rmtree(old)
-                with contextlib.suppress(FileNotFoundError):
-                    sample.folder.replace(gone)  # at once: no half of it is seen
-                    shutil.rmtree(gone)
+        with _writing(sample.folder), self._alone():
+            for old in self._left_over(sample.id):
+                shutil.rmtree(old)
+            with contextlib.suppress(FileNotFoundError):
+                sample.folder.replace(gone)  # at once: no half of it is seen
+                shutil.rmtree(gone)
 
     # ---- steps -------------------------------------------------------------------
 
@@ -234,42 +236,71 @@ class TrainingSet:
         """Return old versions of samples that were not cleared away."""
         return list(self.folder.glob(f".????????.{identifier}.old"))
 
-    def _note_what_was_held(self, sample: Sample) -> None:
-        """Keep in mind what was held out of an image that goes away.
+    def _note_what_is_held(
+        self, frames: Sequence[Frame], axes: str, split: Split
+    ) -> None:
+        """Keep in mind what is held out of frames that something is known of.
 
-        Models were trained on the rest of it, should it ever come back.
+        Models are trained on the rest, should they ever be gone and come back.
         """
-        note = _Note(axes=sample.label_axes, split=sample.split)
-        # On a full disk a sample can be removed all the same.
-        with (
-            contextlib.suppress(OSError),
-            replacing(self._note(sample.image_sha256)) as temporary,
-        ):
-            temporary.write_text(to_json(note), "utf-8")
+        lengths = dict(zip(axes, split.block, strict=False))
+        if any(lengths.get(a, 1) > 1 for a in frames[0].place):  # cut as volumes
+            return
+        for frame, part in zip(frames, apart(split, axes, frames), strict=True):
+            path = self._note(frame.sha256)
+            if frame.known.any() and not path.exists():
+                note = _Note(axes=frame.axes, split=part)
+                # On a full disk the sample is there all the same, and tells it too.
+                with contextlib.suppress(OSError), replacing(path) as temporary:
+                    temporary.write_text(to_json(note), "utf-8")
 
     def _note(self, image_sha256: str) -> Path:
         return self.folder / NOTES / f"{image_sha256}.json"
 
     def _choose(
         self,
+        frames: Sequence[Frame],
         image_sha256: str,
-        known: npt.NDArray[np.bool_],
         correction: Correction,
         identifier: str,
     ) -> Split:
-        """Return what is held out of an image: as before, or as its content decides."""
-        axes = correction.view().label_axes
-        others = [s for s in self.samples() if s.id != identifier]
-        for sample in others:
-            if sample.image_sha256 == image_sha256:
-                return _split_for(axes, sample)
-        with contextlib.suppress(OSError, ModelError, ValueError):  # none, or damaged
-            text = self._note(image_sha256).read_text("utf-8")
-            note = from_json(_Note, text)
-            return in_axes(note.split, note.axes, axes)
-        block = block_shape(known.shape, frame_axes(axes, correction.ndim))
-        images = len({s.image_sha256 for s in others})
-        return split_image(image_sha256, known, block, images=images)
+        """Return what is held out of an image: as before, or as its content decides.
+
+        Each frame of a stack decides for itself: it may come alone, or with others.
+        """
+        axes, samples = correction.view().label_axes, self.samples()
+        notes = [self._noted(frame) for frame in frames]
+        same = [s for s in samples if s.image_sha256 == image_sha256]
+        # As volumes it was cut otherwise; and what was added long ago has no notes.
+        if same and (same[0].ndim != correction.ndim or not any(notes)):
+            return _split_for(axes, same[0])
+        others = {s.image_sha256 for s in samples if s.id != identifier}
+        others.discard(image_sha256)
+        few = sum(int(np.count_nonzero(f.known)) for f in frames) < FEW_PIXELS
+        splits = []
+        for frame, note in zip(frames, notes, strict=True):
+            cut = zip(frame.known.shape, frame.block, strict=True)
+            cells = math.prod(-(-n // b) for n, b in cut)
+            # Of a stack, what is too small for blocks is held out whole or not at all.
+            whole = len(frames) > 1 and cells < FEW_CELLS
+            images = max(len(others), FEW_IMAGES if whole else 0)
+            splits.append(
+                note
+                or split_image(
+                    frame.sha256, frame.known, frame.block, images=images, few=few
+                )
+            )
+            if frame.known.any():
+                others.add(frame.sha256)
+        return joined(frames, splits, axes)
+
+    def _noted(self, frame: Frame) -> Split | None:
+        """Return what was held out of a frame before."""
+        try:
+            note = from_json(_Note, self._note(frame.sha256).read_text("utf-8"))
+            return in_axes(note.split, note.axes, frame.axes)
+        except (OSError, ModelError, ValueError):  # none, or damaged
+            return None
 
     def _store(
         self, correction: Correction, identifier: str, present: Sample | None
@@ -288,11 +319,8 @@ class TrainingSet:
         if correction.prediction is not None:
             arrays["prediction"] = correction.prediction
         image_sha256 = hash_image(image, view.axes)
-        if present and present.image_sha256 == image_sha256:
-            split = _split_for(view.label_axes, present)
-        else:
-            known = found.weight > 0
-            split = self._choose(image_sha256, known, correction, identifier)
+        frames = frames_of(image, view.axes, found.weight > 0, correction.ndim)
+        split = self._choose(frames, image_sha256, correction, identifier)
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         folder = self.folder / identifier
         with _writing(folder), replacing(folder, alone=self._alone()) as temporary:
@@ -329,8 +357,7 @@ class TrainingSet:
                 **dataclasses.asdict(split),
             )
             write_description(sample, temporary)
-        if present and present.image_sha256 != image_sha256:
-            self._note_what_was_held(present)
+        self._note_what_is_held(frames, view.label_axes, split)
         return sample
 
 

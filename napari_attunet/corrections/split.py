@@ -1,7 +1,8 @@
 """Which pixels are held out for validation: by content, once and for all.
 
 Whole images are held out where there are several, else blocks of each, chosen by a
-hash, so that the same image fares the same wherever and whenever it is added.
+hash, so that the same image fares the same wherever and whenever it is added. Frames of
+a stack are images of their own: they come alone, or with others beside them.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ from napari_attunet.corrections.truth import grow
 __all__ = [
     "FEW_PIXELS",
     "GUARD",
+    "Frame",
     "Split",
     "Validation",
+    "apart",
     "block_shape",
     "frame_axes",
+    "frames_of",
     "guarded",
     "hash_image",
     "in_axes",
+    "joined",
     "split_image",
     "split_mask",
 ]
@@ -72,6 +77,114 @@ class Split:
     held: tuple[tuple[int, ...], ...] = ()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Frame:
+    """An image, or one of a stack.
+
+    Attributes
+    ----------
+    sha256 : str
+        Of its content, as of `hash_image`.
+    axes : str
+        Of its labels.
+    known : array of bool
+        Pixels that something is known of, along these axes.
+    block : tuple of int
+        Shape of a cell along these axes.
+    place : dict of str to int
+        Where along the walked axes it lies.
+    """
+
+    sha256: str
+    axes: str
+    known: Mask
+    block: tuple[int, ...]
+    place: dict[str, int]
+
+
+def frames_of(
+    image: npt.NDArray[Any], axes: str, known: Mask, ndim: int
+) -> list[Frame]:
+    """Return the frames of an image.
+
+    Parameters
+    ----------
+    image : array
+    axes : str
+        Of the image.
+    known : array of bool
+        Of the labels, whose axes are the image's without channels.
+    ndim : int
+        Spatial dimensions of a frame.
+    """
+    label_axes = axes.replace("C", "")
+    within = frame_axes(label_axes, ndim)
+    walked = [a for i, a in enumerate(label_axes) if i not in within]
+    sizes = dict(zip(label_axes, known.shape, strict=True))
+    frames = []
+    for index in np.ndindex(*(sizes[a] for a in walked)):
+        place = dict(zip(walked, index, strict=True))
+        part = known[tuple(place.get(a, slice(None)) for a in label_axes)]
+        pixels = image[tuple(place.get(a, slice(None)) for a in axes)]
+        rest = "".join(a for a in axes if a not in place)
+        frames.append(
+            Frame(
+                hash_image(pixels, rest),
+                rest.replace("C", ""),
+                part,
+                block_shape(part.shape, range(part.ndim)),
+                place,
+            )
+        )
+    return frames
+
+
+def joined(frames: Sequence[Frame], splits: Sequence[Split], axes: str) -> Split:
+    """Return what is held out of a stack, from what is of its frames.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+        All of it.
+    splits : sequence of Split
+        Of each.
+    axes : str
+        Of the labels.
+    """
+    if len(frames) == 1:
+        return in_axes(splits[0], frames[0].axes, axes)
+    held = []
+    for frame, split in zip(frames, splits, strict=True):
+        cells = split.held
+        if split.validation == "all":
+            cut = zip(frame.known.shape, frame.block, strict=True)
+            cells = tuple(np.ndindex(*(-(-n // b) for n, b in cut)))
+        for cell in cells:
+            by_axis = frame.place | dict(zip(frame.axes, cell, strict=True))
+            held.append(tuple(int(by_axis[a]) for a in axes))
+    if not held:
+        return Split()
+    lengths = dict(zip(frames[0].axes, frames[0].block, strict=True))
+    return Split("blocks", tuple(lengths.get(a, 1) for a in axes), tuple(sorted(held)))
+
+
+def apart(split: Split, axes: str, frames: Sequence[Frame]) -> list[Split]:
+    """Return what is held out of each frame of a stack; undoes `joined`."""
+    if split.validation != "blocks":
+        return [split] * len(frames)
+    within, walked = frames[0].axes, sorted(frames[0].place)
+    cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for cell in split.held:
+        by_axis = dict(zip(axes, cell, strict=True))
+        place = tuple(by_axis[a] for a in walked)
+        cells.setdefault(place, []).append(tuple(by_axis[a] for a in within))
+    held = (cells.get(tuple(f.place[a] for a in walked)) for f in frames)
+    return [
+        Split("blocks", frame.block, tuple(sorted(h))) if h else Split()
+        for frame, h in zip(frames, held, strict=True)
+    ]
+
+
 def hash_image(image: npt.NDArray[Any], axes: str) -> str:
     """Return a SHA-256 of the pixels, whatever the order of axes and bytes.
 
@@ -86,7 +199,12 @@ def hash_image(image: npt.NDArray[Any], axes: str) -> str:
 
 
 def split_image(
-    image_sha256: str, known: Mask, block: Sequence[int], *, images: int
+    image_sha256: str,
+    known: Mask,
+    block: Sequence[int],
+    *,
+    images: int,
+    few: bool | None = None,
 ) -> Split:
     """Decide what of a new image is held out.
 
@@ -100,8 +218,12 @@ def split_image(
         As of `block_shape`.
     images : int
         How many other images there are.
+    few : bool, optional
+        Whether too little is known to hold any of it out; by default told by `known`,
+        which of a stack is only a part.
     """
-    few = np.count_nonzero(known) < FEW_PIXELS
+    if few is None:
+        few = int(np.count_nonzero(known)) < FEW_PIXELS
     if images >= FEW_IMAGES:
         return Split("none" if few or int(image_sha256, 16) % ONE_OF else "all")
     # Of few, none may be lost to the distance that training keeps.

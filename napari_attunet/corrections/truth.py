@@ -6,7 +6,6 @@ reaches from one frame of a stack into the next.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage, sparse
 from skimage.measure import label as connected_pieces
+
+from napari_attunet.objects import number_objects
 
 __all__ = [
     "BACKGROUND_BRUSH",
@@ -25,9 +26,9 @@ __all__ = [
     "Output",
     "Truth",
     "background_brush",
+    "brush_in",
     "grow",
     "kind_of",
-    "number_objects",
     "truth",
 ]
 
@@ -77,8 +78,23 @@ class Truth:
 
 
 def background_brush(dtype: npt.DTypeLike) -> int:
-    """Return the label number that says "background" in labels of that integer type."""
-    return min(BACKGROUND_BRUSH, int(np.iinfo(np.dtype(dtype)).max))
+    """Return the label number that says "background" in labels of that integer type.
+
+    Of 8 bits the last but one, since masks of 0 and 255 are common.
+    """
+    most = int(np.iinfo(np.dtype(dtype)).max)
+    return BACKGROUND_BRUSH if most >= BACKGROUND_BRUSH else most - 1
+
+
+def brush_in(labels: Labels) -> int | None:
+    """Return the number that says "background" in labels, if there is any.
+
+    Objects are counted upwards: where the number below is there as well, both are
+    objects.
+    """
+    brush = background_brush(labels.dtype)
+    painted = bool((labels == brush).any()) and not (labels == brush - 1).any()
+    return brush if painted else None
 
 
 def truth(
@@ -183,31 +199,6 @@ def grow(mask: Mask, reach: int, axes: Sequence[int]) -> Mask:
     size = [2 * reach + 1 if axis in axes else 1 for axis in range(mask.ndim)]
     grown: Mask = ndimage.maximum_filter(mask, size=size, mode="constant", cval=False)
     return grown
-
-
-def number_objects(labels: Labels, ndim: int) -> npt.NDArray[np.int64]:
-    """Number objects so that no two frames share a number, about without gaps.
-
-    Parameters
-    ----------
-    labels : array of int
-        Numbers from 0.
-    ndim : int
-        So many last axes are one frame.
-
-    Returns
-    -------
-    array of int64, one-dimensional
-    """
-    frames = math.prod(labels.shape[: labels.ndim - ndim])
-    numbers = labels.reshape(frames, -1).astype(np.int64)
-    top = int(numbers.max(initial=0))
-    numbers += np.where(numbers > 0, np.arange(frames)[:, np.newaxis] * top, 0)
-    flat = numbers.ravel()
-    if frames * top > flat.size:  # tables over the numbers would be larger than images
-        _, flat = np.unique(np.append(0, flat), return_inverse=True)
-        flat = flat[1:]
-    return flat
 
 
 def _compare_objects(

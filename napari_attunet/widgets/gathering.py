@@ -18,7 +18,7 @@ from napari_attunet.corrections import (
     Count,
     Extent,
     Output,
-    background_brush,
+    brush_in,
 )
 from napari_attunet.corrections.split import hash_image
 from napari_attunet.errors import DataError
@@ -310,7 +310,7 @@ def correction_of(taken: Taken) -> Steps[Correction]:
         extent=taken.extent,
         regions=regions,
         prediction=prediction,
-        background=background_brush(labels.dtype),
+        background=brush_in(labels),
         ndim=taken.aim.ndim,
         name=taken.name,
         source=source,

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from napari_attunet.corrections import (
+    FEW_PIXELS,
     Correction,
     Sample,
     TrainingSet,
@@ -320,6 +321,105 @@ def test_the_same_image_is_always_held_out_alike(training_set, tmp_path):
     assert elsewhere.held == first.held
 
 
+def stack(*seeds: int, axes: str = "ZYX") -> Correction:
+    """Several of `correction` above each other, or beside along the last axis."""
+    frames = [correction(seed) for seed in seeds]
+    last = axes.index("Y") == 0
+    image, labels = (
+        np.stack([getattr(f, name) for f in frames], -1 if last else 0)
+        for name in ("image", "labels")
+    )
+    return correction(image=image, labels=labels, axes=axes)
+
+
+def held_of(sample: Sample) -> list[bytes]:
+    """What is held out of each frame."""
+    mask = sample.validation_mask()
+    return [m.tobytes() for m in (mask if mask.ndim > 2 else [mask])]
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["few", "many"])
+def test_slices_that_come_later_move_no_other_to_the_other_side(training_set, many):
+    before = range(8) if many else (0, 1)
+    sample = training_set.add(stack(*before))
+    first = held_of(sample)
+    assert any(map(any, first))
+    after = (9, *before, 10)
+    now = held_of(training_set.update(sample, stack(*after)))
+    assert now[1:-1] == first
+    assert held_of(training_set.add(stack(*reversed(after)))) == now[::-1]
+
+
+def test_a_slice_alone_and_in_its_stack_is_held_out_alike(training_set, tmp_path):
+    alone = training_set.add(correction(3))
+    assert alone.validation_mask().any()
+    whole = training_set.add(stack(2, 3, 4))
+    assert held_of(whole)[1] == held_of(alone)[0]
+    training_set.remove(whole)
+    assert held_of(training_set.add(correction(4)))[0] == held_of(whole)[2]
+    elsewhere = TrainingSet(tmp_path / "elsewhere")
+    turned = elsewhere.add(stack(3, 2, axes="YXT")).validation_mask()
+    assert turned[..., 0].tobytes() == held_of(alone)[0]
+
+
+def test_of_large_stacks_of_small_slices_some_is_held_out(training_set):
+    rng = np.random.default_rng(0)
+    labels = np.kron(np.ones((40, 3, 3), np.int32), np.pad(np.ones((20, 20), int), 6))
+    image = rng.integers(0, 255, labels.shape, np.uint8)
+    many = correction(image=image, labels=labels.astype(np.int32), axes="ZYX")
+    slices = training_set.add(many).validation_mask().all((1, 2))
+    assert 3 <= slices.sum() <= 15
+
+
+def test_of_strokes_in_many_slices_some_are_held_out(training_set):
+    frames = [correction(seed) for seed in range(8)]
+    labels = np.stack([np.where(f.labels < 4, f.labels, 0) for f in frames])
+    image = np.stack([f.image for f in frames])
+    painted = correction(image=image, labels=labels, axes="ZYX", extent="painted")
+    sample = training_set.add(painted)
+    known = painted.truth().weight > 0
+    assert known[0].sum() < FEW_PIXELS < known.sum()
+    assert 0.03 < known[sample.validation_mask()].sum() / known.sum() < 0.6
+
+
+def test_what_becomes_known_of_an_unchanged_stack_is_held_out_as_elsewhere(
+    training_set,
+):
+    for seed in range(3, 7):
+        training_set.add(correction(seed))
+    both = stack(0, 1)
+    first = np.where(np.arange(2)[:, None, None] == 0, both.labels, 0)
+    painted = dataclasses.replace(both, labels=first, extent="painted")
+    sample = training_set.add(painted)
+    alone = training_set.add(correction(1))
+    now = training_set.update(sample, dataclasses.replace(both, extent="painted"))
+    assert held_of(now)[1] == held_of(alone)[0]
+    assert held_of(now)[0] == held_of(sample)[0]
+
+
+def test_volumes_seen_as_slices_keep_what_is_held_out(training_set):
+    volume = correction(
+        ndim=3,
+        **{
+            name: np.stack([getattr(correction(seed), name) for seed in range(4)])
+            for name in ("image", "labels")
+        },
+        axes="ZYX",
+    )
+    first = training_set.add(volume)
+    again = training_set.add(dataclasses.replace(volume, ndim=2))
+    np.testing.assert_array_equal(again.validation_mask(), first.validation_mask())
+
+
+def test_a_slice_of_which_nothing_was_known_is_free_to_be_chosen(training_set):
+    empty = correction(1)
+    labels = np.stack([correction(0).labels, np.zeros_like(empty.labels)])
+    image = np.stack([correction(0).image, empty.image])
+    painted = correction(image=image, labels=labels, axes="ZYX", extent="painted")
+    training_set.add(painted)
+    assert training_set.add(empty).validation_mask().any()
+
+
 def test_another_image_in_a_sample_is_decided_on_anew(training_set):
     sample = training_set.add(correction())
     new = training_set.update(sample, correction(5))
@@ -437,7 +537,8 @@ def test_an_error_in_the_middle_leaves_all_as_it_was(training_set, monkeypatch, 
     arguments = [correction(1)] if change == "add" else [sample, correction(1)]
     with pytest.raises(DataError, match="No space left"):
         getattr(training_set, change)(*arguments)
-    left = {p for p in training_set.folder.iterdir() if p.name != folder.LOCK}
+    ours = (folder.LOCK, folder.NOTES)
+    left = {p for p in training_set.folder.iterdir() if p.name not in ours}
     assert left == {sample.folder}
     assert_same(correction(), training_set.read(sample))
 

@@ -16,11 +16,14 @@ from napari_attunet.corrections.split import (
     FEW_IMAGES,
     FEW_PIXELS,
     Split,
+    apart,
     block_shape,
     frame_axes,
+    frames_of,
     guarded,
     hash_image,
     in_axes,
+    joined,
     split_image,
     split_mask,
 )
@@ -54,6 +57,44 @@ def test_other_pixels_are_another_image(rng):
         hash_image(image.view(np.int16), "CYX"),
     ]
     assert len(set(hashes)) == len(hashes)
+
+
+# ---- frames of a stack ------------------------------------------------------------
+
+
+@given(data=st.data(), axes=st.sampled_from(["ZYX", "TZYX", "YXT", "ZYTX", "YX"]))
+def test_frames_and_stacks_tell_the_same(data, axes):
+    sizes = {"T": 2, "Z": 3, "Y": 200, "X": 300}
+    shape = [sizes[a] for a in axes]
+    image = np.random.default_rng(0).integers(0, 255, shape, np.uint8)
+    frames = frames_of(image, axes, np.ones(shape, bool), 2)
+    assert len(frames) == image.size // (200 * 300)
+    kinds = st.sampled_from(["none", "all", "blocks"])
+    cells = st.sets(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1)
+    splits = [
+        Split("blocks", f.block, tuple(sorted(data.draw(cells))))
+        if (kind := data.draw(kinds)) == "blocks"
+        else Split(kind)
+        for f in frames
+    ]
+    whole = joined(frames, splits, axes)
+    mask = split_mask(whole, shape)
+    again = apart(whole, axes, frames)
+    for frame, split, back in zip(frames, splits, again, strict=True):
+        part = mask[tuple(frame.place.get(a, slice(None)) for a in axes)]
+        wanted = split_mask(split, frame.known.shape)
+        np.testing.assert_array_equal(part, wanted)
+        np.testing.assert_array_equal(split_mask(back, frame.known.shape), wanted)
+
+
+def test_frames_are_the_images_that_they_would_be_alone(rng):
+    image = rng.integers(0, 255, (2, 3, 20, 30, 3), np.uint8)
+    frames = frames_of(image, "TZYXC", np.ones((2, 3, 20, 30), bool), 2)
+    assert [f.sha256 for f in frames] == [
+        hash_image(part, "YXC") for volume in image for part in volume
+    ]
+    volumes = frames_of(image, "TZYXC", np.ones((2, 3, 20, 30), bool), 3)
+    assert [f.sha256 for f in volumes] == [hash_image(v, "ZYXC") for v in image]
 
 
 # ---- the decision -----------------------------------------------------------------

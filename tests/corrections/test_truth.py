@@ -15,6 +15,7 @@ from napari_attunet.corrections import (
     RING,
     SURROUNDINGS,
     background_brush,
+    brush_in,
     kind_of,
     truth,
 )
@@ -85,10 +86,24 @@ def test_there_is_no_ring_around_the_brush():
     assert np.array_equal(found.weight, labels > 0)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_a_brush_is_told_from_objects(dtype):
+    brush = background_brush(dtype)
+    labels = np.zeros((20, 20), dtype)
+    assert brush_in(labels) is None
+    labels[0] = 1
+    labels[1] = brush
+    assert brush_in(labels) == brush
+    labels[2] = brush - 1  # so many objects
+    assert brush_in(labels) is None
+    mask = np.kron(np.eye(3), np.ones((5, 5))).astype(bool)
+    assert brush_in(mask.astype(np.uint8) * 255) is None
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int64, np.uint64])
 def test_a_brush_fits_every_integer_type(dtype):
     brush = background_brush(dtype)
-    assert brush == min(BACKGROUND_BRUSH, np.iinfo(dtype).max)
+    assert brush == (254 if dtype == np.uint8 else BACKGROUND_BRUSH)
     labels = np.zeros((6, 6), dtype)
     labels[0] = brush
     found = truth(labels, extent="painted", output="classes", background=brush)

@@ -8,7 +8,11 @@ import pytest
 from napari.components import ViewerModel
 from napari.layers import Image, Labels, Shapes
 
-from napari_attunet.corrections import BACKGROUND_BRUSH, Correction
+from napari_attunet.corrections import (
+    BACKGROUND_BRUSH,
+    Correction,
+    background_brush,
+)
 from napari_attunet.corrections.split import hash_image
 from napari_attunet.errors import DataError
 from napari_attunet.progress import drain
@@ -84,7 +88,7 @@ def test_a_picture_is_taken_as_it_is(viewer):
     np.testing.assert_array_equal(correction.image, image.data)
     assert correction.labels.max() == 2
     assert np.count_nonzero(correction.labels) == 30
-    assert correction.background == BACKGROUND_BRUSH
+    assert correction.background is None
     assert correction.prediction is None
     assert correction.regions is None
     assert correction.model is None
@@ -99,10 +103,15 @@ def test_a_picture_is_taken_as_it_is(viewer):
     }
 
 
-def test_the_small_brush_of_small_integers(viewer):
-    labels = Labels(np.zeros((30, 40), np.uint8))
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_brush_and_masks_of_small_integers(viewer, dtype):
+    labels = Labels(np.zeros((30, 40), dtype))
+    labels.data[:5] = 255
+    labels.data[9:] = background_brush(dtype)
     correction = drain(correction_of(taken(viewer, Image(pixels(30, 40)), labels)))
-    assert correction.background == 255
+    assert correction.background == background_brush(dtype)
+    truth = correction.truth()
+    np.testing.assert_array_equal(truth.labels > 0, labels.data == 255)
 
 
 @pytest.mark.parametrize("output", ["objects", "classes"])
