@@ -100,7 +100,7 @@ def parse_channels(text: str) -> ChannelChoice:
     ('inverted luminance', (1,))
     """
     text = text.strip().lower()
-    if re.fullmatch(r"(channels? +)?\d+( *, *\d+)*", text):
+    if re.fullmatch(r"(channels?[ -]+)?\d+( *, *\d+)*", text):
         return tuple(int(number) for number in re.findall(r"\d+", text))
     return text.replace("-", " ")
 

@@ -274,7 +274,7 @@ class _Counts:
             self._of_thread.count = around
             with self._lock:
                 self._runs -= 1
-                torch.set_num_threads(around or self._outside)
+                torch.set_num_threads((self._runs and around) or self._outside)
 
 
 _counts = _Counts()

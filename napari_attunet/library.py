@@ -208,8 +208,11 @@ class Library:
             If the file is no model, or cannot be stored.
         """
         spec = read_spec(source)
+        name, _, version = (spec.parent or "").partition("@")
+        # The parent may have been renamed or deleted since.
+        least = int(version) + 1 if name == spec.name and version.isdecimal() else 1
         for attempt in range(ATTEMPTS):
-            spec = replace(spec, version=self.next_version(spec.name))
+            spec = replace(spec, version=max(least, self.next_version(spec.name)))
             try:
                 copy_under(spec, source, self.path_for(spec), exclusive=True)
                 break

@@ -86,6 +86,7 @@ def test_channels_first_are_colour_to_a_model_of_colour() -> None:
         (" Auto", "auto"),
         ("inverted-luminance", "inverted luminance"),
         ("channel 3", (3,)),
+        ("channel-1", (1,)),
         ("2,0", (2, 0)),
         ("channels 2 , 10", (2, 10)),
         ("half-blue", "half blue"),

@@ -249,6 +249,12 @@ def test_a_new_version_is_added_and_used(library, tmp_path):
     assert without_header(entry.path) == without_header(made)
 
 
+def test_no_version_takes_the_name_of_its_parent(library, tmp_path):
+    child = store(Library(tmp_path / "work"), "mine", version=1, parent="mine@1")
+    library.rename("mine", "yours")
+    assert library.add(child).spec.key == "mine@2"
+
+
 def test_of_two_programs_that_add_at_once_both_succeed(library, tmp_path, monkeypatch):
     made = store(Library(tmp_path / "made"), "mine", 1)
     numbers = iter([10, 10, 11])  # the others' 10 was not there when it was looked for

@@ -85,6 +85,7 @@ def _score(
 ) -> Any:
     from napari_attunet.evaluation import class_dice, score_image
     from napari_attunet.images import read_image, read_labels
+    from napari_attunet.objects import number_by_frame
     from napari_attunet.training.samples import Pair, check_labels, view_of
 
     image = read_image(image_path)
@@ -94,9 +95,11 @@ def _score(
     truth = _same_shape(truth, found.shape, labels_path)
     spec = segmenter.model.spec
     pair = Pair(image.data, truth, image.axes, labels_path.name)
-    check_labels(pair, view_of(pair, spec), spec)
+    view = view_of(pair, spec)
+    check_labels(pair, view, spec)
     if spec.output == "objects":
-        return score_image(found, truth)
+        numbers = number_by_frame(truth, view.label_axes, spec.network.ndim)
+        return score_image(found, numbers)
     return class_dice(found, truth, spec.n_classes)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -150,8 +152,8 @@ def _train(args: argparse.Namespace, teller: Teller) -> None:
         refuse(args, architecture.OPTIONS, f"the model is described in {args.config}")
     asked = given(args, ("steps", "learning_rate", "seed"))
     settings = dataclasses.replace(settings, **asked)
-    pairs, validation = _pairs(args, settings.seed)
-    start, parent = _start(args, described, pairs, settings)
+    pairs, validation = _pairs(args)
+    start, parent = _start(args, described, pairs, validation, settings)
     checkpoint = args.out.with_suffix(".checkpoint")
     with joined(args.device) as team:
         steps = train(
@@ -207,29 +209,52 @@ def read_recipe(path: Path | None) -> tuple[ModelSpec | None, TrainingSettings]:
     return spec, settings
 
 
-def hold_out(count: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Divide so many images at random into those to learn from and those to judge by.
+def hold_out(hashes: Sequence[str], fraction: float) -> tuple[list[int], list[int]]:
+    """Divide images, by their content, into those to learn from and those held out.
 
-    At least one image is left to learn from, and at least one is held out where the
-    fraction is above 0 and there are two.
+    So that the same image fares the same whatever lies beside it.
+
+    Parameters
+    ----------
+    hashes : sequence of str
+        Of the images, in hexadecimal.
+    fraction : float
+        About how many are held out; above 0 and of two or more, at least one is.
+
+    Returns
+    -------
+    tuple of list of int
+        Which are learnt from, and which are held out.
+
+    Raises
+    ------
+    DataError
+        If the fraction is none.
     """
+    if not 0 <= fraction < 1:
+        raise DataError(f"A part from 0 to below 1 can be held out, got {fraction}.")
+    everything = list(range(len(hashes)))
+    if fraction == 0 or len(hashes) < 2:
+        return everything, []
+    lots = [int(digest, 16) / 16 ** len(digest) for digest in hashes]
+    order = sorted(everything, key=lots.__getitem__)
+    count = sum(lot < fraction for lot in lots)
+    held = order[: min(max(1, count), len(order) - 1)]
+    return [i for i in everything if i not in held], sorted(held)
+
+
+def _pairs(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
     import numpy as np
 
-    if not 0 <= fraction < 1:
-        raise DataError(f"The fraction to hold out lies in [0, 1), got {fraction}.")
-    held = min(count - 1, max(round(count * fraction), int(fraction > 0)))
-    order = np.random.default_rng(seed).permutation(count).tolist()
-    return sorted(order[held:]), sorted(order[:held])
-
-
-def _pairs(args: argparse.Namespace, seed: int) -> tuple[list[Pair], list[Pair]]:
     if (args.val_images is None) != (args.val_labels is None):
         raise DataError("--val-images and --val-labels belong together.")
     pairs = _read(args.images, args.labels, args.regions)
     if args.val_images is not None:
         return pairs, _read(args.val_images, args.val_labels)
     fraction = HELD_OUT if args.val_fraction is None else args.val_fraction
-    kept, held = hold_out(len(pairs), fraction, seed)
+    contents = (np.ascontiguousarray(pair.image).data for pair in pairs)
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+    kept, held = hold_out(hashes, fraction)
     return [pairs[i] for i in kept], [pairs[i] for i in held]
 
 
@@ -267,17 +292,27 @@ def _start(
     args: argparse.Namespace,
     described: ModelSpec | None,
     pairs: list[Pair],
+    validation: list[Pair],
     settings: TrainingSettings,
 ) -> tuple[Model | ModelSpec, str | None]:
     """Return what training starts from, and the key of the model it was, if any."""
     from napari_attunet.model import load_model
-    from napari_attunet.training.transfer import best_adapted
+    from napari_attunet.training.transfer import (
+        adapted_spec,
+        best_adapted,
+        with_classes,
+    )
 
     if args.parent is None:
-        return described or _default_spec(args, pairs), None
+        return described or _default_spec(args, pairs + validation), None
     old = load_model(args.parent)
     if described is None:
-        return old, old.spec.key
+        described = with_classes(old.spec, (pair.labels for pair in pairs + validation))
+        # Images of several kinds are taken as the model takes each.
+        with contextlib.suppress(DataError):
+            described = adapted_spec(described, pairs)
+        if described == old.spec:
+            return old, old.spec.key
     return best_adapted(old, described, pairs, settings), old.spec.key
 
 

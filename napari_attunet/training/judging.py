@@ -6,7 +6,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from napari_attunet.errors import ChannelError
+from napari_attunet.errors import Cancelled, ChannelError
 from napari_attunet.model import Model
 from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.training.lessons import Lessons
@@ -30,7 +30,10 @@ MARGIN = 0.03
 
 @dataclass(slots=True)
 class Judge:
-    """Scores models step by step; none of it can end early.
+    """Scores models step by step.
+
+    Before anything was learnt there is nothing to keep, and `Enough` ends it at once.
+    After that it cannot end early, for what was learnt has to be compared.
 
     Attributes
     ----------
@@ -38,17 +41,28 @@ class Judge:
         As in `Segmenter`.
     enough : bool
         Whether `Enough` was thrown in meanwhile.
+    learnt : bool
+        Whether anything was.
     """
 
     device: str
     thread_count: int | None
     enough: bool = False
+    learnt: bool = False
 
     def tell(self, progress: Progress) -> Generator[Progress, None, None]:
-        """Yield a progress."""
+        """Yield a progress.
+
+        Raises
+        ------
+        Cancelled
+            If `Enough` comes before anything was learnt.
+        """
         try:
             yield progress
         except Enough:
+            if not self.learnt:
+                raise Cancelled("Stopped before anything was learnt.") from None
             self.enough = True
 
     def through(self, steps: Steps[R], total: int = 0) -> Steps[R]:

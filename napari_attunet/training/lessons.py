@@ -22,12 +22,13 @@ from napari_attunet.corrections import (
 )
 from napari_attunet.errors import DataError
 from napari_attunet.model import Model
+from napari_attunet.objects import number_by_frame
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
 from napari_attunet.training.samples import Pair, mixer_for, view_of
 from napari_attunet.training.settings import RoundSettings
-from napari_attunet.training.transfer import adapted_spec
+from napari_attunet.training.transfer import adapted_spec, with_classes
 
 __all__ = [
     "OWN_TRUST",
@@ -132,7 +133,9 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
 
         known = truth.weight > 0
         held_pixels += int(np.count_nonzero(known & held))
-        held_objects += int(np.count_nonzero(np.unique(truth.labels[known & held])))
+        if (known & held).any():
+            numbers = number_by_frame(truth.labels, sample.label_axes, ndim)
+            held_objects += int(np.count_nonzero(np.unique(numbers[known & held])))
         free = sample.training_mask()
         learnt_pixels += int(np.count_nonzero(known & free))
         for pairs, weight in (
@@ -177,7 +180,12 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
 
 def _the_one(samples: Sequence[Sample], field: str, verb: str, wanted: Any) -> Any:
     """Return what all samples agree in."""
-    values = {getattr(s, field) for s in samples} | ({wanted} - {None})
+    values = {getattr(s, field) for s in samples}
+    if len(values) == 1 and wanted is not None and {wanted} != values:
+        raise DataError(
+            f"The samples in use {verb} {min(values)}, but {wanted} were asked for: "
+            "choose what the samples are, or other samples."
+        )
     if len(values) > 1:
         kinds = "; ".join(
             f"{', '.join(s.name for s in samples if getattr(s, field) == v)}: {v}"
@@ -221,15 +229,9 @@ def spec_for(old: Model | None, lessons: Lessons, settings: RoundSettings) -> Mo
             colors=(),
             output=lessons.output,  # type: ignore[arg-type]
         )
-    elif not objects and lessons.classes > spec.n_classes:
-        new = tuple(f"class {i}" for i in range(spec.n_classes, lessons.classes))
-        spec = dataclasses.replace(
-            spec,
-            network=dataclasses.replace(spec.network, out_channels=lessons.classes),
-            classes=spec.classes + new,
-            colors=(),
-        )
-    return adapted_spec(spec, lessons.learn)
+    # Also classes that are in what is held out alone.
+    numbers = [np.arange(lessons.classes)]
+    return adapted_spec(with_classes(spec, numbers), lessons.learn)
 
 
 def fresh_spec(spec: ModelSpec, lessons: Lessons) -> ModelSpec:
@@ -302,17 +304,18 @@ def anchored(
         around = AROUND * inside / max(1, int(np.count_nonzero(near)))
         output = model.spec.output
         sure = _probability(said, probabilities, output) > SURE
+        silent = ~known
         if output == "objects":
             better = np.unique(said[known])
-            unknown = unknown & ~np.isin(said, better[better > 0])
+            silent &= ~np.isin(said, better[better > 0])
             said = np.where(said > 0, said + pair.labels.max(), 0)
         background, something = trust
         opinion = np.where(said > 0, np.float32(something), np.float32(background))
-        weight = np.where(unknown & sure, opinion, pair.weight)
+        weight = np.where(unknown & silent & sure, opinion, pair.weight)
         weight[near] = np.maximum(weight[near], np.float32(np.clip(around, *LIMITS)))
         # Objects are whole, though only what is sure of them counts: cut down to that,
         # they would end too early, and the network would learn to end them there.
-        labels = np.where(unknown, said, pair.labels).astype(np.int32)
+        labels = np.where(silent, said, pair.labels).astype(np.int32)
         found.append(dataclasses.replace(pair, labels=labels, weight=weight))
     return found
 

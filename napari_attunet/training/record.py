@@ -181,14 +181,14 @@ def is_claimed(folder: Path) -> bool:
     return False
 
 
-def unfinished(training_set: TrainingSet) -> Path | None:
-    """Return the folder of the newest round that was neither accepted nor dropped.
+def unfinished(training_set: TrainingSet) -> list[Path]:
+    """Return the folders of rounds neither accepted nor dropped, the newest first.
 
     Rounds that another process is at work on are its own affair.
     """
     rounds = training_set.folder / ROUNDS
     if not rounds.is_dir():
-        return None
+        return []
     folders = [f for f in rounds.iterdir() if f.is_dir() and f.name[0] != "."]
     folders.sort(key=lambda f: f.stat().st_mtime, reverse=True)
-    return next((f for f in folders if not is_claimed(f)), None)
+    return [f for f in folders if not is_claimed(f)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from napari_attunet.corrections import TrainingSet
-from napari_attunet.errors import Cancelled, CheckpointError, DataError, ModelError
+from napari_attunet.errors import (
+    AttUnetError,
+    Cancelled,
+    CheckpointError,
+    DataError,
+    ModelError,
+)
 from napari_attunet.library import Entry, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, Progress, Steps
@@ -43,6 +50,8 @@ from napari_attunet.training.trainer import RECIPE, train
 from napari_attunet.training.tuning import SHARE, SHARE_OF_FEW, tuning_steps
 
 __all__ = ["accept", "run_round"]
+
+_log = logging.getLogger(__name__)
 
 #: What comes of a start.
 NAMES = {"parent": "tuned", "scratch": "scratch"}
@@ -96,9 +105,16 @@ def run_round(
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
         judge = Judge(device, thread_count)
-        return (
-            yield from _round(training_set, parent, settings, folder, judge, preview)
-        )
+        try:
+            return (
+                yield from _round(
+                    training_set, parent, settings, folder, judge, preview
+                )
+            )
+        except Cancelled:
+            if not (judge.learnt or list(folder.glob("*.checkpoint"))):
+                Record().write(folder)  # there is nothing to go on from
+            raise
 
 
 def _round(
@@ -130,8 +146,13 @@ def _round(
     total = plan.steps * len(starts)
     identity = _identity(old, lessons, (settings, plan, spec), starts)
     record = Record(identity=identity, total=total)
-    if read_record(folder).identity != record.identity:
+    before = read_record(folder)
+    if before.identity != record.identity:
         _clear(folder)
+        if before.done:
+            said = "The training set or the settings have changed: beginning anew"
+            yield from judge.tell(Progress(0, total, said))
+    judge.learnt = any((folder / f"{n}.safetensors").exists() for n in NAMES.values())
     record.write(folder)
 
     learn = lessons.learn
@@ -152,6 +173,8 @@ def _round(
         yield from judge.tell(Progress(total, total, f"Comparing ({name})"))
         if name not in scores:
             scores[name] = yield from judge.scores(model, lessons, total)
+        if name != "parent":
+            _note_scores(models[name], scores[name], folder / f"{name}.safetensors")
         contenders.append(
             Contender(
                 name=name,
@@ -181,6 +204,20 @@ def accept(folder: Path, name: str, library: Library) -> Entry:
         if contender.name == name and contender.file is not None:
             return library.add(folder / contender.file)
     raise ModelError(f"The round in {folder} has no model {name!r} to accept.")
+
+
+def _note_scores(model: Model, scores: Scores, file: Path) -> None:
+    """Write into a model's record how it fared.
+
+    Training has noted the scores of weights that lie beyond those that are kept.
+    """
+    told = model.spec.training | {
+        "scores": scores["validation"],
+        "corrections": scores["corrections"],
+    }
+    if told != model.spec.training:
+        spec = dataclasses.replace(model.spec, training=told)
+        save_model(Model(spec, model.network), file)
 
 
 def _identity(
@@ -229,8 +266,12 @@ class _Course:
         """Train one contender."""
 
         def show(model: Model) -> None:
-            if self.preview is not None:
+            if self.preview is None:
+                return
+            try:
                 save_model(model, self.preview)
+            except (OSError, AttUnetError) as error:  # a full disk, a reader's lock
+                _log.warning("The preview was not written: %s", error)
 
         def revised(model: Model) -> Steps[list[Pair]]:
             places = judge.device, judge.thread_count
@@ -300,6 +341,7 @@ def _watched(
                 dataclasses.replace(begun, done=done).write(folder)
                 told = time.monotonic()
             said = f"{progress.message} ({name})"
+            judge.learnt = judge.learnt or progress.done > 0
             yield from judge.tell(Progress(done, begun.total, said, progress.values))
             if judge.enough and not passed_on:
                 passed_on = True

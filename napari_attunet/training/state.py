@@ -144,7 +144,10 @@ class State:
             self.best_scores, self.best_weights = scores, self._weights()
 
     def save(self, path: Path, identity: str) -> None:
-        """Write the checkpoint, whole or not at all."""
+        """Write the checkpoint, whole or not at all.
+
+        Where it cannot be, on a full disk, training goes on without it.
+        """
         state = {
             "identity": identity,
             "step": self.step,
@@ -156,8 +159,11 @@ class State:
             "best_weights": self.best_weights,
             "halfway": self._halfway,
         }
-        with replacing(path) as temporary:
-            torch.save(state, temporary)
+        try:
+            with replacing(path) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer raises the latter
+            logger.warning("%s was not written: %s", path, error)
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Go on from what was saved."""

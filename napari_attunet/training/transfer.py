@@ -7,12 +7,16 @@ convolution is spread over the new channels, so that it begins by seeing grey.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from napari_attunet.channels import STAINS, Stains
+from napari_attunet.corrections import MOST_CLASSES
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
 from napari_attunet.spec import ModelSpec
@@ -20,7 +24,7 @@ from napari_attunet.training.losses import segmentation_loss
 from napari_attunet.training.samples import CropSampler, Pair, mixer_for, view_of
 from napari_attunet.training.settings import TrainingSettings
 
-__all__ = ["adapt", "adapted_spec", "best_adapted", "blend"]
+__all__ = ["adapt", "adapted_spec", "best_adapted", "blend", "with_classes"]
 
 #: Layers that see the image: of the blocks, of a residual one, of a transformer.
 FIRST = ("encoder.0.0", "encoder.0.shortcut.0", "transformer.localisation.0")
@@ -53,6 +57,29 @@ def adapted_spec(spec: ModelSpec, pairs: Sequence[Pair]) -> ModelSpec:
     channels = wanted.pop() if wanted else spec.channels
     network = dataclasses.replace(spec.network, in_channels=len(channels))
     return dataclasses.replace(spec, network=network, channels=channels)
+
+
+def with_classes(
+    spec: ModelSpec, labels: Iterable[npt.NDArray[np.integer[Any]]]
+) -> ModelSpec:
+    """Return the specification of a model that tells the classes in labels as well.
+
+    Models of objects stay as they are; and all do if numbers are left out, as in a mask
+    of 0 and 255, which is no image of 256 classes.
+    """
+    if spec.output != "classes":
+        return spec
+    found: set[int] = set()
+    for array in labels:
+        found.update(int(n) for n in np.unique(array) if n >= spec.n_classes)
+    count = max(found, default=-1) + 1
+    if len(found) != count - spec.n_classes or count - 1 > MOST_CLASSES:
+        return spec
+    new = tuple(f"class {i}" for i in range(spec.n_classes, count))
+    network = dataclasses.replace(spec.network, out_channels=count)
+    return dataclasses.replace(
+        spec, network=network, classes=spec.classes + new, colors=()
+    )
 
 
 def _channels_for(spec: ModelSpec, pair: Pair) -> tuple[str, ...]:

@@ -7,13 +7,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from napari_attunet.model import Model
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.samples import Pair
 from napari_attunet.training.settings import RoundSettings, TrainingSettings
 from napari_attunet.training.trainer import train
-from napari_attunet.training.transfer import adapted_spec, best_adapted, blend
+from napari_attunet.training.transfer import (
+    adapted_spec,
+    best_adapted,
+    blend,
+    with_classes,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -55,7 +62,8 @@ def fine_tune(
     Returns
     -------
     Model
-        Its ``spec.parent`` is the given one.
+        Its ``spec.parent`` is the given one. A model of classes has more of them, if
+        labels have.
 
     Raises
     ------
@@ -68,8 +76,10 @@ def fine_tune(
     >>> save_model(better, "better.safetensors")  # doctest: +SKIP
     """
     data = [p if isinstance(p, Pair) else Pair(*p) for p in pairs]
+    labels = [np.asarray(pair.labels) for pair in data]
+    whole = [array for array in labels if array.dtype.kind in "iu"]
     spec = dataclasses.replace(
-        adapted_spec(model.spec, data),
+        with_classes(adapted_spec(model.spec, data), whole),
         parent=model.spec.key,
         version=model.spec.version + 1,
     )

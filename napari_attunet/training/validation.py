@@ -11,9 +11,10 @@ from scipy import ndimage
 
 from napari_attunet import evaluation
 from napari_attunet.model import Model
+from napari_attunet.objects import number_by_frame
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.segmenter import Segmenter
-from napari_attunet.training.samples import Pair
+from napari_attunet.training.samples import Pair, view_of
 
 __all__ = ["merit_of", "validate", "validation_steps"]
 
@@ -65,22 +66,25 @@ def validation_steps(
                 found = end.value.labels
                 break
             yield Progress(number, len(pairs), f"Validating {pair.name}")
-        truth = np.asarray(pair.labels)
+        part = (...,) if region is None else tuple(region)
+        truth = np.asarray(pair.labels)[part]
+        if model.spec.output == "objects":  # they end where their frame does
+            ndim = model.spec.network.ndim
+            truth = number_by_frame(truth, view_of(pair, model.spec).label_axes, ndim)
         if pair.weight is None:
             results.append((found, truth))
             objects.append((found, truth))
             continue
-        part = (...,) if region is None else tuple(region)
         counts = pair.weight[part] > 0
         if model.spec.output == "objects":
-            told, whole = truth[part] * counts, found
-            found = found * (counts | _found_of_known(found, truth[part], counts))
+            told, whole = truth * counts, found
+            found = found * (counts | _found_of_known(found, truth, counts))
             objects.append((_without_ends(found, whole, told), told))
         else:
             found = found * counts
-        results.append((found, truth[part] * counts))
+        results.append((found, truth * counts))
     if model.spec.output == "classes":
-        return {"dice": _mean_class_dice(results, model.spec.n_classes)}
+        return {"dice": _mean_class_dice(results)}
     scores = evaluation.score(objects)
     return {
         "dice": float(np.mean([evaluation.dice(*result) for result in results])),
@@ -140,7 +144,7 @@ def _without_ends(
     Parameters
     ----------
     found, truth : array of int
-        Found and true objects where it counts, 0 elsewhere.
+        Found and true objects that are compared, 0 elsewhere.
     whole : array of int
         Found objects in full.
     """
@@ -153,13 +157,18 @@ def _without_ends(
 
 
 def _mean_class_dice(
-    results: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]], n_classes: int
+    results: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]],
 ) -> float:
-    """Return the mean over images and foreground classes that are there or found."""
+    """Return the mean over images and foreground classes that are there or found.
+
+    Among them those that a model does not know.
+    """
+    tops = (int(labels.max(initial=1)) for pair in results for labels in pair)
+    count = 1 + max(tops, default=1)
     values = [
         dice
         for found, truth in results
-        for c, dice in enumerate(evaluation.class_dice(found, truth, n_classes))
+        for c, dice in enumerate(evaluation.class_dice(found, truth, count))
         if c > 0 and ((found == c).any() or (truth == c).any())
     ]
     return float(np.mean(values)) if values else 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING
 
 from qtpy.QtCore import Signal
@@ -69,7 +68,6 @@ class LearnForm(QWidget):
 
     def __init__(self, viewer: napari.viewer.Viewer, library: Library) -> None:
         super().__init__()
-        self._output: Output | None = None  # what the user wants it to find
         self._build(viewer, library)
         self.model.chosen.connect(self._on_model_chosen)
         self.image.chosen.connect(self._on_image_chosen)
@@ -120,8 +118,7 @@ class LearnForm(QWidget):
             return None
 
     def choose_output(self, output: Output) -> None:
-        """Learn to find objects or classes, whatever the model did before."""
-        self._output = output
+        """Let a new model find objects or classes; others find what samples show."""
         self.options.output.setCurrentText(output)
 
     def settings(self) -> RoundSettings:
@@ -132,10 +129,7 @@ class LearnForm(QWidget):
         ModelError
             If a new model is described wrongly.
         """
-        settings = self.options.settings(self.effort.currentData())
-        if self.entry is None or self._output in (None, self.entry.spec.output):
-            return settings
-        return dataclasses.replace(settings, output=self._output)
+        return self.options.settings(self.effort.currentData())
 
     def set_busy(self, busy: bool, *, deciding: bool) -> None:
         """Leave only what may be changed while a round is under way."""

@@ -233,7 +233,7 @@ class Options(QCollapsible):
         """Offer what belongs to this kind of labels, as the model has it."""
         objects = self._tells_objects
         threshold = self._objects.foreground_threshold if objects else self._threshold
-        self.threshold.setSpecialValueText("" if objects else "most probable")
+        self.threshold.setSpecialValueText("" if objects else "auto")
         self.threshold.setValue(threshold or 0.0)
         for box in (
             self.min_size,

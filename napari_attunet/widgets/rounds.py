@@ -196,18 +196,18 @@ def look_around(
 
 
 def _open_round(training_set: TrainingSet) -> Open | None:
-    folder = unfinished(training_set)
-    if folder is None or not (folder / REQUEST).is_file():  # not begun in the viewer
-        return None
-    record = read_record(folder)
-    if not record.total:  # it has only just begun, in another window perhaps
-        return None
-    return Open(
-        request=Request.read(training_set, folder),
-        done=record.done,
-        total=record.total,
-        outcome=record.outcome,
-    )
+    for folder in unfinished(training_set):
+        if not (folder / REQUEST).is_file():  # not begun in the viewer
+            continue
+        record = read_record(folder)
+        if record.total:  # else it has only just begun, in another window perhaps
+            return Open(
+                request=Request.read(training_set, folder),
+                done=record.done,
+                total=record.total,
+                outcome=record.outcome,
+            )
+    return None
 
 
 def accept(folder: Path, name: str, library: Library) -> Steps[Entry]:

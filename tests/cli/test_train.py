@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 import tifffile
@@ -26,7 +27,13 @@ from napari_attunet.library import Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.samples import synthetic_nuclei
-from napari_attunet.spec import AttentionSpec, GateSpec, NetworkSpec, TransformerSpec
+from napari_attunet.spec import (
+    AttentionSpec,
+    GateSpec,
+    ModelSpec,
+    NetworkSpec,
+    TransformerSpec,
+)
 from napari_attunet.training.process import COMMAND, child_steps
 from napari_attunet.training.record import Contender, Round, read_record
 from napari_attunet.training.samples import Pair
@@ -36,16 +43,51 @@ Call = Callable[..., tuple[int, str, str]]
 
 
 def test_hold_out() -> None:
-    kept, held = train.hold_out(20, 0.1, seed=1)
-    assert sorted(kept + held) == list(range(20))
-    assert len(held) == 2
-    assert train.hold_out(20, 0.1, seed=1) == (kept, held)
-    assert train.hold_out(20, 0.1, seed=2) != (kept, held)
-    assert [len(part) for part in train.hold_out(2, 0.01, seed=0)] == [1, 1]
-    assert train.hold_out(1, 0.5, seed=0) == ([0], [])
-    assert train.hold_out(3, 0, seed=0) == ([0, 1, 2], [])
-    with pytest.raises(DataError, match="hold out"):
-        train.hold_out(3, 1, seed=0)
+    hashes = [f"{17 * i % 256:02x}" for i in range(256)]
+    kept, held = train.hold_out(hashes, 0.25)
+    assert sorted(kept + held) == list(range(256))
+    assert {hashes[i] for i in held} == {f"{i:02x}" for i in range(64)}
+    # whatever else there is
+    few, some = train.hold_out(hashes[::3], 0.25)
+    assert {3 * i for i in some} == {i for i in held if i % 3 == 0}
+    assert len(few) + len(some) == 86
+    assert train.hold_out(["ff", "fe"], 0.01) == ([0], [1])
+    assert train.hold_out(["00", "01"], 0.9) == ([1], [0])
+    assert train.hold_out(["00"], 0.5) == ([0], [])
+    assert train.hold_out(["00", "01", "02"], 0) == ([0, 1, 2], [])
+    with pytest.raises(DataError, match="from 0 to below 1"):
+        train.hold_out(["00", "01"], 1)
+
+
+def test_a_model_learns_other_channels_and_classes(
+    call: Call, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    network = NetworkSpec(features=(4, 8), out_channels=2)
+    grey = ModelSpec(name="grey", network=network, channels=("grey",))
+    parent = save_model(Model.fresh(grey), tmp_path / "grey.safetensors")
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    image = rng.integers(0, 255, (32, 32, 3), np.uint8)
+    imageio.imwrite(tmp_path / "images" / "a.png", image // 4)  # no stained tissue
+    write_labels(tmp_path / "labels" / "a.png", image[..., 0] // 64, axes="YX")
+    folders = ("--images", tmp_path / "images", "--labels", tmp_path / "labels")
+    out = tmp_path / "new.safetensors"
+    code, _, errors = call(
+        "train", *folders, "--from", parent, "-o", out, "--steps", "1"
+    )
+    assert (code, errors) == (0, "")
+    spec = read_spec(out)
+    assert spec.channels == ("red", "green", "blue")
+    assert len(spec.classes) == spec.network.out_channels == 4
+    assert spec.classes[:2] == grey.classes
+    assert spec.parent == "grey@1"
+    # a mask is no image of 256 classes
+    mask = (image[..., 0] > 100).astype(np.uint8) * 255
+    write_labels(tmp_path / "labels" / "a.png", mask, axes="YX")
+    options = ("--steps", "1", "--overwrite")
+    code, _, errors = call("train", *folders, "--from", parent, "-o", out, *options)
+    assert code == 1
+    assert "0 and 1" in errors
 
 
 def test_recipes(tmp_path: Path) -> None:

@@ -88,6 +88,39 @@ def test_a_round_trains_compares_and_keeps_all_in_its_folder(
     assert merits[outcome.proposed] >= merits["parent"]
 
 
+def test_a_model_knows_how_it_fared_and_not_what_lies_beyond_it(
+    training_set, parent, tmp_path
+):
+    outcome = drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
+    for contender in outcome.contenders[1:]:
+        told = load_model(tmp_path / "round" / contender.file).spec.training
+        assert told["scores"] == contender.scores["validation"]
+        assert told["corrections"] == contender.scores["corrections"]
+
+
+def test_a_full_disk_ends_no_training(training_set, parent, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc] unexpected pos")
+
+    def locked(*_, **__):
+        raise PermissionError("in use")
+
+    wanted = drain(run_round(training_set, parent, SETTINGS, tmp_path / "wanted"))
+    monkeypatch.setattr("napari_attunet.training.state.torch.save", full)
+    monkeypatch.setattr("napari_attunet.training.trainer.PREVIEW_SECONDS", 0)
+    save = rounds.save_model
+
+    def saved(model, path):
+        return locked() if "preview" in str(path) else save(model, path)
+
+    monkeypatch.setattr(rounds, "save_model", saved)
+    preview = tmp_path / "preview.safetensors"
+    steps = run_round(
+        training_set, parent, SETTINGS, tmp_path / "round", preview=preview
+    )
+    assert drain(steps) == wanted
+
+
 def test_the_same_round_gives_the_same_models(training_set, parent, tmp_path):
     for name in "ab":
         drain(run_round(training_set, parent, SETTINGS, tmp_path / name))
@@ -129,15 +162,39 @@ def test_enough_keeps_what_there_is_and_compares(training_set, parent, tmp_path,
     try:
         for _ in range(at):
             last = next(steps)
+        learnt = last.done > 0
         steps.throw(Enough())
         while True:
             last = next(steps)
             assert "Training" not in last.message
+    except Cancelled:  # at once
+        assert not learnt
+        return
     except StopIteration as end:
         outcome = end.value
+    assert learnt
     assert outcome.contenders[0].name == "parent"
     for contender in outcome.contenders[1:]:
         load_model(tmp_path / "round" / contender.file)
+
+
+def test_stopped_at_once_there_is_nothing_to_go_on_from(training_set, parent, tmp_path):
+    steps = run_round(training_set, parent, SETTINGS, tmp_path / "round")
+    while not read_record(tmp_path / "round").total:
+        next(steps)
+    with pytest.raises(Cancelled):
+        steps.throw(Enough())
+    assert read_record(tmp_path / "round").total == 0
+
+
+def test_stopped_after_the_set_has_changed(training_set, parent, tmp_path):
+    drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
+    other = dataclasses.replace(SETTINGS, seed=1)
+    steps = run_round(training_set, parent, other, tmp_path / "round")
+    told = next(s for s in steps if "changed" in s.message)
+    assert "beginning anew" in told.message
+    with pytest.raises(Cancelled):
+        steps.throw(Enough())
 
 
 def test_enough_before_there_is_any_model(training_set, tmp_path):
@@ -309,11 +366,17 @@ def test_nothing_worse_is_proposed(dices, trusted, proposed):
     assert ("Too little" in outcome.reason) != trusted
 
 
+def test_samples_of_another_kind_than_asked_for(training_set, tmp_path):
+    settings = dataclasses.replace(SETTINGS, output="classes", starts=("scratch",))
+    with pytest.raises(DataError, match="show objects, but classes were asked for"):
+        drain(run_round(training_set, None, settings, tmp_path / "round"))
+
+
 def test_what_is_open_is_found(training_set):
-    assert unfinished(training_set) is None
+    assert unfinished(training_set) == []
     folder = training_set.folder / ".rounds" / "one"
     folder.mkdir(parents=True)
-    assert unfinished(training_set) == folder
+    assert unfinished(training_set) == [folder]
     assert read_record(folder).outcome is None
     (folder / "round.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="format 99"):
@@ -333,11 +396,11 @@ def test_one_process_at_a_time_is_at_work_in_a_folder(training_set, parent):
     folder = training_set.folder / ".rounds" / "shared"
     steps = run_round(training_set, parent, SETTINGS, folder)
     next(steps)  # from its first step on
-    assert unfinished(training_set) is None  # somebody is at it
+    assert unfinished(training_set) == []  # somebody is at it
     with pytest.raises(TrainingError, match="Another process"):
         drain(run_round(training_set, parent, SETTINGS, folder))
     steps.close()
-    assert unfinished(training_set) == folder
+    assert unfinished(training_set) == [folder]
     drain(run_round(training_set, parent, SETTINGS, folder))
 
 

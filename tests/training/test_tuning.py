@@ -34,6 +34,16 @@ def test_it_learns_from_image_and_labels(monkeypatch):
     assert all(torch.equal(v, before[k]) for k, v in MODEL.network.state_dict().items())
 
 
+def test_new_label_values_become_classes():
+    network = dataclasses.replace(NETWORK, out_channels=2)
+    two = Model.fresh(ModelSpec(name="two", network=network))
+    image, labels = synthetic_nuclei((96, 96), seed=0)
+    better = fine_tune(two, [(image, labels % 4)], steps=1)
+    assert better.spec.classes == ("background", "class 1", "class 2", "class 3")
+    with pytest.raises(DataError, match="labels"):
+        fine_tune(two, [(image, labels * np.nan)], steps=1)
+
+
 @pytest.mark.parametrize("share", [0.4, 1.0])
 def test_a_share_of_the_way_is_gone(monkeypatch, share):
     asked = []

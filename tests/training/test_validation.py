@@ -1,5 +1,6 @@
 """What is known is scored in full, and nothing else."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,11 +19,12 @@ SHAPE = (24, 30)
 NETWORK = NetworkSpec(features=(2, 4), out_channels=3)
 OBJECTS = ModelSpec(name="m", network=NETWORK, output="objects")
 CLASSES = ModelSpec(name="m", network=NETWORK, output="classes")
+TWO = ModelSpec(name="m", network=dataclasses.replace(NETWORK, out_channels=2))
 
 labels = arrays.arrays(np.int32, SHAPE, elements=st.integers(0, 4))
 
 
-def score(found, truth, weight=None, spec=OBJECTS):
+def score(found, truth, weight=None, spec=OBJECTS, axes="YX"):
     """Score what a model finds that finds just that."""
 
     class Finder:
@@ -35,7 +37,7 @@ def score(found, truth, weight=None, spec=OBJECTS):
             yield
 
     weight = None if weight is None else np.asarray(weight, np.float32)
-    pair = Pair(np.zeros(SHAPE), truth, weight=weight)
+    pair = Pair(np.zeros(truth.shape), truth, axes, weight=weight)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "Segmenter", Finder)
         return validate(SimpleNamespace(spec=spec), [pair])
@@ -123,6 +125,34 @@ def test_of_classes_only_known_pixels_count():
     assert score(box(2, 20, 2, 20), PAINTED, known, CLASSES) == {
         "dice": pytest.approx(2 * 36 / (36 + 100))
     }
+
+
+def test_a_class_that_a_model_does_not_know_counts():
+    truth = PAINTED + box(16, 20, 16, 20, value=2)
+    blind = score(PAINTED, truth, spec=TWO)
+    assert blind == {"dice": 0.5}
+    half = PAINTED + box(16, 18, 16, 20, value=2)
+    assert score(half, truth, spec=CLASSES)["dice"] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_objects_that_are_numbered_anew_in_every_slice():
+    truth = np.stack([PAINTED + box(2, 6, 20, 28, value=2)] * 3)
+    found = np.where(truth > 0, truth + 2 * np.arange(3)[:, None, None], 0)
+    for axes in ("ZYX", "YXT"):
+        last = axes[0] == "Y"
+        scores = score(
+            *(np.moveaxis(a, 0, -1) if last else a for a in (found, truth)), axes=axes
+        )
+        assert (scores["dice"], scores["ap50"]) == (1, 1)
+    network = NetworkSpec(features=(2, 4), out_channels=3, ndim=3)
+    volumes = dataclasses.replace(OBJECTS, network=network)
+    assert score(truth, truth, spec=volumes, axes="ZYX")["ap50"] == 1
+    assert score(found, truth, spec=volumes, axes="ZYX")["ap50"] == 0
+
+
+def test_large_numbers_take_no_memory():
+    truth = PAINTED * np.int32(2**31 - 1)
+    assert score(PAINTED, truth, around(PAINTED))["ap50"] == 1
 
 
 def test_nothing_found_and_nothing_there():

@@ -347,11 +347,11 @@ def test_a_new_model_described_wrongly(panel, child, told, field, text, message)
     assert message in panel.message.text()
 
 
-def test_another_output_than_the_model_has(panel):
+def test_what_is_found_is_told_by_samples_or_of_a_new_model(panel):
     panel.form.choose_output("classes")
+    assert panel.form.settings().output is None  # of a model that there is
+    panel.form.model.setCurrentText(NEW_MODEL)
     assert panel.form.settings().output == "classes"
-    panel.form.choose_output("objects")
-    assert panel.form.settings().output is None
 
 
 # --- while it trains -------------------------------------------------------------

@@ -286,7 +286,7 @@ def test_thresholds_are_those_of_the_labels(viewer, widget):
     )
     assert settings().objects == changed
     options.output.setCurrentText("classes")
-    assert options.threshold.text() == "most probable"
+    assert options.threshold.text() == "auto"
     assert settings().threshold is None
     options.threshold.setValue(0.9)
     assert settings().threshold == 0.9
