@@ -212,7 +212,10 @@ def read_description(folder: Path) -> Sample:
         )
     for name, size in said.sizes.items():
         file = folder / array_file(name)
-        there = file.stat().st_size if file.is_file() else None
+        try:
+            there = file.stat().st_size
+        except OSError:  # gone, perhaps this very moment
+            there = None
         if there != size:
             what = "is missing" if there is None else f"has {there} bytes, not {size}"
             raise DataError(

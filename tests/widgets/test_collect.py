@@ -213,7 +213,7 @@ def test_the_brush_has_a_free_key(viewer, panel, told):
     assert told() == ["Select a Labels layer first."]
     labels = viewer.add_labels(np.zeros((5, 5), np.uint8))
     paint_background(viewer)
-    assert (labels.selected_label, labels.mode) == (255, "paint")
+    assert (labels.selected_label, labels.mode) == (254, "paint")
 
 
 @pytest.mark.parametrize(

@@ -103,8 +103,8 @@ def test_the_next_label_takes_the_brush_for_no_object():
 
 def test_small_integers_run_out():
     layer = Labels(np.full((6, 8), 253, np.uint8), name="mine")
-    assert next_label(layer) == 254
-    layer.data[0, 0] = 254
+    assert next_label(layer) == 255  # 254 is the background brush
+    layer.data[0, 0] = 255
     with pytest.raises(DataError, match="“mine” cannot hold a number above 255"):
         next_label(layer)
 

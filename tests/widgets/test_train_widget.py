@@ -122,6 +122,8 @@ def test_corrections_are_counted_for_the_model_that_learns(widget):
 def test_the_user_wants_classes(widget):
     widget.learning.form.model.choose("grey")
     widget.corrections.output_chosen.emit("classes")
+    assert widget.learning.form.settings().output is None  # samples tell
+    widget.learning.form.model.setCurrentText(NEW_MODEL)
     assert widget.learning.form.settings().output == "classes"
 
 
