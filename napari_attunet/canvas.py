@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_attunet.architecture import Kind, Mechanism
-from napari_attunet.axes import ImageView
 from napari_attunet.objects import class_labels, objects_within
 from napari_attunet.spec import ObjectSettings
 from napari_attunet.tiling import Region, Tile, Tiling
+from napari_attunet.view import ImageView
 
 __all__ = [
     "AttentionMap",

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from napari_attunet.architecture import Mechanism
-from napari_attunet.axes import ImageView
 from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas, Labeller
 from napari_attunet.devices import (
     Device,
@@ -25,6 +24,7 @@ from napari_attunet.plan import Prepared
 from napari_attunet.progress import Progress, Steps, ahead
 from napari_attunet.spec import ModelSpec
 from napari_attunet.tiling import Tile, Tiling
+from napari_attunet.view import ImageView
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 
 from napari_attunet.architecture import Mechanism
-from napari_attunet.axes import ImageView
 from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas
 from napari_attunet.devices import is_out_of_memory, threads
 from napari_attunet.errors import DataError, DeviceError
@@ -23,6 +22,7 @@ from napari_attunet.plan import Window, choose_labeller, prepare
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.tiling import Tile, Tiling
+from napari_attunet.view import ImageView
 
 __all__ = ["Ablation", "Answer", "Edit", "Inspection"]
 

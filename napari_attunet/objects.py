@@ -1,10 +1,10 @@
-"""From probabilities to labels, and from labels to what a network learns.
+"""From probabilities to labels.
 
 A network that tells objects apart predicts three classes: background, the interior of
-objects, and their boundary. `object_targets` draws these classes into a label image
-for training; `object_labels` turns predicted ones back into numbered objects. The
-boundary lies inside the objects, so that it separates those that touch, and interior
-plus boundary is the whole object. The idea is that of
+objects, and their boundary. `napari_attunet.training.targets` draws these classes into
+a label image for training; `object_labels` turns predicted ones back into numbered
+objects. The boundary lies inside the objects, so that it separates those that touch,
+and interior plus boundary is the whole object. The idea is that of
 
     Caicedo et al. 2019, "Evaluation of Deep Learning Strategies for Nucleus
     Segmentation in Fluorescence Images", https://doi.org/10.1002/cyto.a.23863
@@ -12,7 +12,6 @@ plus boundary is the whole object. The idea is that of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +19,17 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from napari_attunet.errors import DataError
 from napari_attunet.memory import give_back
 
 if TYPE_CHECKING:
     from napari_attunet.spec import ObjectSettings
 
 __all__ = [
+    "BACKGROUND",
+    "BOUNDARY",
+    "INTERIOR",
     "class_labels",
-    "number_by_frame",
-    "number_objects",
     "object_labels",
-    "object_targets",
     "objects_within",
 ]
 
@@ -141,7 +139,7 @@ def objects_within(
     """
     if interior.size == 0:
         return np.zeros(interior.shape, np.int32)
-    # In `object_targets`, interiors of two objects never share a face or an edge (the
+    # In what is learnt, interiors of two objects never share a face or an edge (the
     # pixels between would have to belong to both): such neighbours are one seed.
     seeds = _components(
         foreground & (interior >= settings.seed_threshold), diagonals=True
@@ -160,62 +158,6 @@ def objects_within(
         _fill_holes(labels)
     _renumber(labels, min_size=settings.min_size)
     return labels
-
-
-def object_targets(
-    labels: npt.NDArray[Any], *, boundary_width: float = 2.0, fraction: float = 0.4
-) -> npt.NDArray[np.uint8]:
-    """Return the three classes that a network learns from a label image.
-
-    Parameters
-    ----------
-    labels : ([Z,] Y, X) array of int
-        One number for each object; 0 and below is background.
-    boundary_width : float
-        Width of the boundary in pixels. It lies inside the object, next to other
-        objects and to the background, but not along the image's border.
-    fraction : float
-        Part of the object's inner radius that the boundary may take at most, so that
-        small objects keep an interior. It is one pixel wide at least, except that the
-        innermost pixels of an object always are interior.
-
-    Returns
-    -------
-    classes : ([Z,] Y, X) array of uint8
-        0 background, 1 interior, 2 boundary.
-
-    Raises
-    ------
-    DataError
-        If the labels are no whole numbers.
-    """
-    from skimage.segmentation import find_boundaries
-
-    if labels.dtype.kind not in "biu":
-        raise DataError(
-            f"Labels must be whole numbers, one for each object, but these are "
-            f"{labels.dtype}. Convert the label image to an integer type."
-        )
-    inside = labels > 0
-    targets = inside.astype(np.uint8)  # all of it INTERIOR for now
-    if not inside.any():
-        return targets
-    objects = np.where(inside, labels, 0)
-    if objects.max() > objects.size:  # SciPy's filters compare numbers as floats
-        _, objects = np.unique(objects, return_inverse=True)
-        objects = objects.reshape(labels.shape) + int(inside.all())
-    objects = objects.astype(np.int32)
-    edge = find_boundaries(objects, mode="inner")
-    if not edge.any():
-        return targets
-    distance = ndimage.distance_transform_edt(~edge)[inside] + 1.0
-    numbers = objects[inside]
-    radius = np.zeros(int(numbers.max()) + 1)
-    np.maximum.at(radius, numbers, distance)
-    limit = np.maximum(1.0, np.minimum(boundary_width, fraction * radius))
-    is_boundary = (distance <= limit[numbers]) & (distance < radius[numbers])
-    targets[inside] = np.where(is_boundary, BOUNDARY, INTERIOR)
-    return targets
 
 
 def _slabs(image: npt.NDArray[Any], more: int = 0) -> Iterator[slice]:
@@ -425,51 +367,3 @@ def _renumber(labels: Labels, *, min_size: int) -> None:
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
     for rows in _slabs(labels):
         labels[rows] = numbers[labels[rows]]
-
-
-def number_objects(
-    labels: npt.NDArray[np.integer[Any]], ndim: int
-) -> npt.NDArray[np.int64]:
-    """Number objects so that no two frames share a number, about without gaps.
-
-    Parameters
-    ----------
-    labels : array of int
-        Numbers from 0.
-    ndim : int
-        So many last axes are one frame.
-
-    Returns
-    -------
-    array of int64, one-dimensional
-    """
-    frames = math.prod(labels.shape[: labels.ndim - ndim])
-    numbers = labels.reshape(frames, -1).astype(np.int64)
-    top = int(numbers.max(initial=0))
-    numbers += np.where(numbers > 0, np.arange(frames)[:, np.newaxis] * top, 0)
-    flat = numbers.ravel()
-    if frames * top > flat.size:  # tables over the numbers would be larger than images
-        _, flat = np.unique(np.append(0, flat), return_inverse=True)
-        flat = flat[1:]
-    return flat
-
-
-def number_by_frame(
-    labels: npt.NDArray[np.integer[Any]], axes: str, ndim: int
-) -> npt.NDArray[np.integer[Any]]:
-    """Return objects with numbers of their own in every frame, about without gaps.
-
-    Parameters
-    ----------
-    labels : array of int
-        Numbers from 0.
-    axes : str
-        A letter for each of its axes.
-    ndim : int
-        Spatial dimensions of a frame.
-    """
-    walked = [i for i, axis in enumerate(axes) if axis not in "ZYX"[3 - ndim :]]
-    first = range(len(walked))
-    frames = np.moveaxis(labels, walked, first)
-    numbers = number_objects(frames, ndim).reshape(frames.shape)
-    return np.moveaxis(numbers, first, walked)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.axes import guess_axes
 from napari_attunet.canvas import ClassLabeller, Labeller, ObjectLabeller
 from napari_attunet.channels import ChannelChoice, ChannelMixer, choose_channels
 from napari_attunet.errors import DataError
 from napari_attunet.intensity import Scaling, measure_scaling
 from napari_attunet.receptive import cuts_in_strips, decoded
 from napari_attunet.spec import ModelSpec, NetworkSpec, ObjectSettings
+from napari_attunet.view import ImageView
 
 __all__ = [
     "Prepared",

@@ -11,8 +11,9 @@ import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from napari_attunet.axes import CHUNKED_READS, ImageView, guess_axes
+from napari_attunet.axes import guess_axes
 from napari_attunet.errors import DataError
+from napari_attunet.view import CHUNKED_READS, ImageView
 
 DTYPES = [
     *("bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64"),

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from skimage import color, data
 
-from napari_attunet.axes import ImageView
 from napari_attunet.channels import (
     CHANNEL_CHOICES,
     STAINS,
@@ -19,6 +18,7 @@ from napari_attunet.channels import (
 from napari_attunet.errors import ChannelError, DataError
 from napari_attunet.intensity import Scaling, measure_scaling
 from napari_attunet.spec import Normalization
+from napari_attunet.view import ImageView
 
 GREY, RGB = ("grey",), ("red", "green", "blue")
 KINDS = ("percentile", "transmission", "zscore", "none")

@@ -12,8 +12,9 @@ from skimage.segmentation import watershed
 
 from napari_attunet import objects
 from napari_attunet.errors import DataError
-from napari_attunet.objects import class_labels, object_labels, object_targets
+from napari_attunet.objects import class_labels, object_labels
 from napari_attunet.spec import ObjectSettings
+from napari_attunet.training.targets import object_targets
 
 PLAIN = ObjectSettings(min_size=0, fill_holes=False)
 seeds = st.integers(0, 2**32 - 1)

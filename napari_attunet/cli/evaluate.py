@@ -83,9 +83,10 @@ def run(args: argparse.Namespace) -> bool:
 def _score(
     segmenter: Segmenter, image_path: Path, labels_path: Path, index: int, bar: Bar
 ) -> Any:
+    from napari_attunet.axes import frame_axes
     from napari_attunet.evaluation import class_dice, score_image
+    from napari_attunet.frames import number_objects
     from napari_attunet.images import read_image, read_labels
-    from napari_attunet.objects import number_by_frame
     from napari_attunet.training.samples import Pair, check_labels, view_of
 
     image = read_image(image_path)
@@ -98,8 +99,8 @@ def _score(
     view = view_of(pair, spec)
     check_labels(pair, view, spec)
     if spec.output == "objects":
-        numbers = number_by_frame(truth, view.label_axes, spec.network.ndim)
-        return score_image(found, numbers)
+        within = frame_axes(view.label_axes, spec.network.ndim)
+        return score_image(found, number_objects(truth, within))
     return class_dice(found, truth, spec.n_classes)
 
 

@@ -204,7 +204,7 @@ def _segment(
     bar: Bar,
 ) -> str:
     """Segment one image, write everything asked for, and return what to say of it."""
-    from napari_attunet.axes import ImageView, guess_axes
+    from napari_attunet.axes import guess_axes
     from napari_attunet.channels import PLAIN_CHANNELS
     from napari_attunet.images import (
         image_format,
@@ -214,6 +214,7 @@ def _segment(
         write_probabilities,
         write_tables,
     )
+    from napari_attunet.view import ImageView
 
     def free(path: Path) -> Path:
         if path.exists() and path.samefile(task.source):

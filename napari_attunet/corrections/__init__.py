@@ -8,7 +8,7 @@ held out for validation that never changes.
 from napari_attunet.corrections.correction import MOST_CLASSES, Correction, Count
 from napari_attunet.corrections.folder import TrainingSet, default_folder
 from napari_attunet.corrections.sample import Sample
-from napari_attunet.corrections.split import FEW_PIXELS, GUARD, frame_axes
+from napari_attunet.corrections.split import FEW_PIXELS, GUARD
 from napari_attunet.corrections.truth import (
     BACKGROUND_BRUSH,
     CHANGED_WEIGHT,
@@ -42,7 +42,6 @@ __all__ = [
     "background_brush",
     "brush_in",
     "default_folder",
-    "frame_axes",
     "grow",
     "kind_of",
     "truth",

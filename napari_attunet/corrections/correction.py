@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from napari_attunet.axes import ImageView
+from napari_attunet.axes import frame_axes
 from napari_attunet.corrections.truth import (
     Extent,
     Output,
@@ -18,7 +18,8 @@ from napari_attunet.corrections.truth import (
     truth,
 )
 from napari_attunet.errors import DataError
-from napari_attunet.objects import number_objects
+from napari_attunet.frames import number_objects
+from napari_attunet.view import ImageView
 
 __all__ = ["MOST_CLASSES", "Correction", "Count"]
 
@@ -224,8 +225,9 @@ class Correction:
         labels = found.labels[counts]
         objects = 0
         if self.output == "objects":
-            known = np.where(counts, found.labels, 0).transpose(self._frames_first())
-            sizes = np.bincount(number_objects(known, self.ndim))
+            known = np.where(counts, found.labels, 0)
+            within = frame_axes(self.view().label_axes, self.ndim)
+            sizes = np.bincount(number_objects(known, within).ravel())
             objects = int(np.count_nonzero(sizes[1:]))
             inside = int(np.count_nonzero(labels))
             pixels = {0: labels.size - inside, 1: inside}

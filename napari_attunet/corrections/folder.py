@@ -243,9 +243,10 @@ class TrainingSet:
 
         Models are trained on the rest, should they ever be gone and come back.
         """
-        lengths = dict(zip(axes, split.block, strict=False))
-        if any(lengths.get(a, 1) > 1 for a in frames[0].place):  # cut as volumes
-            return
+        if split.validation == "blocks":
+            lengths = dict(zip(axes, split.block, strict=True))
+            if any(lengths[a] > 1 for a in frames[0].place):  # cut as volumes
+                return
         for frame, part in zip(frames, apart(split, axes, frames), strict=True):
             path = self._note(frame.sha256)
             if frame.known.any() and not path.exists():

@@ -22,12 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_attunet.atomic import replacing
-from napari_attunet.axes import AXES
+from napari_attunet.axes import AXES, frame_axes
 from napari_attunet.corrections.correction import Correction
 from napari_attunet.corrections.split import (
     Split,
     Validation,
-    frame_axes,
     guarded,
     split_mask,
 )

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from napari_attunet.axes import AXES
+from napari_attunet.axes import AXES, frame_axes
 from napari_attunet.corrections.truth import grow
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "Validation",
     "apart",
     "block_shape",
-    "frame_axes",
     "frames_of",
     "guarded",
     "hash_image",
@@ -245,11 +244,6 @@ def split_image(
     count = max(1, round(len(candidates) / ONE_OF))
     held = sorted(sorted(candidates, key=lot)[:count])
     return Split("blocks", tuple(block), tuple(held))
-
-
-def frame_axes(label_axes: str, ndim: int) -> list[int]:
-    """Return which of the labels' axes lie within one frame."""
-    return [i for i, axis in enumerate(label_axes) if axis in "ZYX"[3 - ndim :]]
 
 
 def block_shape(shape: Sequence[int], spatial: Sequence[int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from scipy import ndimage, sparse
 from skimage.measure import label as connected_pieces
 
-from napari_attunet.objects import number_objects
+from napari_attunet.frames import number_objects
 
 __all__ = [
     "BACKGROUND_BRUSH",
@@ -214,7 +214,8 @@ def _compare_objects(
     touched : array of bool
         All pixels of those objects of `labels` that no predicted object equals.
     """
-    new, old = number_objects(labels, ndim), number_objects(prediction, ndim)
+    within = range(labels.ndim - ndim, labels.ndim)
+    new, old = (number_objects(a, within).ravel() for a in (labels, prediction))
     new_size, old_size = np.bincount(new), np.bincount(old)
     both = (new > 0) & (old > 0)
     shape = (new_size.size, old_size.size)

@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 from napari_attunet.architecture import FEATURES
+from napari_attunet.axes import frame_axes
 from napari_attunet.corrections import (
     FEW_PIXELS,
     Correction,
     Sample,
     TrainingSet,
     Truth,
-    frame_axes,
     grow,
 )
 from napari_attunet.errors import DataError
+from napari_attunet.frames import number_objects
 from napari_attunet.model import Model
-from napari_attunet.objects import number_by_frame
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec, NetworkSpec, Normalization
@@ -134,7 +134,8 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
         known = truth.weight > 0
         held_pixels += int(np.count_nonzero(known & held))
         if (known & held).any():
-            numbers = number_by_frame(truth.labels, sample.label_axes, ndim)
+            within = frame_axes(sample.label_axes, ndim)
+            numbers = number_objects(truth.labels, within)
             held_objects += int(np.count_nonzero(np.unique(numbers[known & held])))
         free = sample.training_mask()
         learnt_pixels += int(np.count_nonzero(known & free))

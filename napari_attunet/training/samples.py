@@ -21,11 +21,10 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from napari_attunet.axes import ImageView, guess_axes
+from napari_attunet.axes import guess_axes
 from napari_attunet.channels import ChannelMixer, choose_channels
 from napari_attunet.errors import DataError
 from napari_attunet.intensity import measure_scaling
-from napari_attunet.objects import object_targets
 from napari_attunet.plan import SAMPLE_VALUES
 from napari_attunet.progress import ahead
 from napari_attunet.spec import ModelSpec
@@ -36,6 +35,8 @@ from napari_attunet.training.augmentation import (
     vary_stain,
 )
 from napari_attunet.training.settings import TrainingSettings
+from napari_attunet.training.targets import object_targets
+from napari_attunet.view import ImageView
 
 __all__ = [
     "Batch",

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from napari_attunet import evaluation
+from napari_attunet.axes import frame_axes
+from napari_attunet.frames import number_objects
 from napari_attunet.model import Model
-from napari_attunet.objects import number_by_frame
 from napari_attunet.progress import Progress, Steps, drain
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.training.samples import Pair, view_of
@@ -69,8 +70,8 @@ def validation_steps(
         part = (...,) if region is None else tuple(region)
         truth = np.asarray(pair.labels)[part]
         if model.spec.output == "objects":  # they end where their frame does
-            ndim = model.spec.network.ndim
-            truth = number_by_frame(truth, view_of(pair, model.spec).label_axes, ndim)
+            axes = view_of(pair, model.spec).label_axes
+            truth = number_objects(truth, frame_axes(axes, model.spec.network.ndim))
         if pair.weight is None:
             results.append((found, truth))
             objects.append((found, truth))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from napari_attunet.axes import frame_axes
 from napari_attunet.corrections import GUARD
 from napari_attunet.corrections.split import (
     FEW_CELLS,
@@ -18,7 +19,6 @@ from napari_attunet.corrections.split import (
     Split,
     apart,
     block_shape,
-    frame_axes,
     frames_of,
     guarded,
     hash_image,
