@@ -6,12 +6,13 @@ viewer, and by hand in tests. Whoever drains it may stop at any step by closing 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Enough", "Progress", "Steps", "ahead", "drain"]
+__all__ = ["Enough", "Progress", "Steps", "TimeLeft", "ahead", "drain"]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -69,6 +70,32 @@ def drain(
         return result
     finally:
         steps.close()
+
+
+class TimeLeft:
+    """How long work will go on, from how it went so far.
+
+    Parameters
+    ----------
+    clock : callable
+        Returns seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._start: tuple[float, int] | None = None
+        self._last = 0
+
+    def __call__(self, progress: Progress) -> float | None:
+        """Return seconds; ``None`` while that is unknown, and at the end."""
+        now, done = self._clock(), progress.done
+        if self._start is None or done < self._last:  # it began again
+            self._start = (now, done)
+        self._last = done
+        began, first = self._start
+        if done == first or progress.total <= done:
+            return None
+        return (now - began) / (done - first) * (progress.total - done)
 
 
 def ahead(items: Iterable[T]) -> Generator[T]:

@@ -76,16 +76,22 @@ def test_a_core_is_spared_where_there_are_more(monkeypatch):
         assert devices.default_threads(spare=1) == left
 
 
-def test_runs_at_the_same_time_leave_no_number_behind():
+@pytest.mark.parametrize("more", [1, -1])
+def test_runs_at_the_same_time_leave_no_number_behind(more, monkeypatch, request):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)
+
     def in_thread(work):
         with ThreadPoolExecutor(1) as pool:
             return pool.submit(work).result()
 
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    request.addfinalizer(lambda: torch.set_num_threads(before))
     usual = in_thread(devices.default_threads)
     begun, over = threading.Event(), threading.Event()
 
     def first():
-        with devices.threads(usual + 1):
+        with devices.threads(usual + more):
             begun.set()
             over.wait(10)
 

@@ -1,4 +1,4 @@
-"""What is made ahead, in a thread."""
+"""What is made ahead, in a thread; and how long work will go on."""
 
 import contextlib
 import threading
@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 
-from napari_attunet.progress import ahead
+from napari_attunet.progress import Progress, TimeLeft, ahead
 
 
 def test_the_same_items_come_in_order():
@@ -67,3 +67,23 @@ def test_it_is_another_thread_and_it_ends():
         assert thread is next(coming)
         assert thread is not threading.current_thread()
     assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "done", "left"),
+    [(10, 2, 40.0), (9, 9, 1.0), (3600, 2, 14400.0), (10, 10, None), (10, 0, None)],
+)
+def test_time_left(seconds, done, left):
+    now = iter([0.0, float(seconds)])
+    time_left = TimeLeft(lambda: next(now))
+    assert time_left(Progress(0, 10)) is None
+    assert time_left(Progress(done, 10)) == left
+
+
+def test_time_left_begins_anew_when_the_work_does():
+    now = iter([0.0, 10.0, 20.0, 30.0])
+    time_left = TimeLeft(lambda: next(now))
+    time_left(Progress(0, 10))
+    time_left(Progress(9, 10))
+    assert time_left(Progress(0, 20)) is None
+    assert time_left(Progress(5, 20)) == 30.0

@@ -46,6 +46,7 @@ from napari_attunet.corrections.split import (
     in_axes,
     joined,
     split_image,
+    split_mask,
 )
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.images import write_image
@@ -322,6 +323,7 @@ class TrainingSet:
         image_sha256 = hash_image(image, view.axes)
         frames = frames_of(image, view.axes, found.weight > 0, correction.ndim)
         split = self._choose(frames, image_sha256, correction, identifier)
+        held = split_mask(split, found.weight.shape) & (found.weight > 0)
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         folder = self.folder / identifier
         with _writing(folder), replacing(folder, alone=self._alone()) as temporary:
@@ -352,6 +354,7 @@ class TrainingSet:
                     "total": count.total,
                     "objects": count.objects,
                     "changed": count.changed,
+                    "held": int(np.count_nonzero(held)),
                 },
                 pixels={str(value): n for value, n in count.pixels.items()},
                 used=present.used if present else True,

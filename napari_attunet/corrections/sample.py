@@ -131,7 +131,8 @@ class Sample(Description):
     sizes : dict of str to int
         Bytes of each file.
     count : dict of str to int
-        ``known``, ``total``, ``objects`` and ``changed`` of `Count`.
+        ``known``, ``total``, ``objects`` and ``changed`` of `Count`, and how many
+        known pixels are ``held`` out.
     pixels : dict of str to int
         Known pixels by class, as of `Count`.
     used : bool

@@ -4,7 +4,8 @@ The child is the command ``napari-attunet train … --json --supervised``. A cra
 or of a driver below it, costs the viewer nothing, and all memory is given back when it
 ends. It writes one JSON object a line on its stdout::
 
-    {"event": "progress", "done": 3, "total": 80, "message": "…", "values": {"loss": 1}}
+    {"event": "progress", "done": 3, "total": 80, "message": "…", "values": {"loss": 1},
+     "seconds_left": 24.1}
     {"event": "result", …}
     {"event": "error", "message": "…"}
 
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO, TypeVar
 
 from napari_attunet.errors import Cancelled, TrainingError
-from napari_attunet.progress import Enough, Progress, Steps
+from napari_attunet.progress import Enough, Progress, Steps, TimeLeft
 
 __all__ = ["COMMAND", "Stream", "Supervisor", "child_steps", "has_scores"]
 
@@ -302,6 +303,7 @@ class Stream:
         self._clock = clock
         self._then = -math.inf
         self._last = Progress(0, 0)
+        self._time_left = TimeLeft(clock)
 
     def progress(self, progress: Progress) -> None:
         """Tell of a step, unless it is one of many that say no more than its loss."""
@@ -317,7 +319,9 @@ class Stream:
         facts = dataclasses.asdict(progress)
         # JSON has no word for what is no number
         values = {k: v for k, v in (progress.values or {}).items() if math.isfinite(v)}
-        self._write("progress", facts | {"values": values})
+        left = self._time_left(progress)
+        facts |= {"values": values, "seconds_left": left and round(left, 1)}
+        self._write("progress", facts)
 
     def result(self, facts: dict[str, Any]) -> None:
         """Tell what came of it: the last event."""

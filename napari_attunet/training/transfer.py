@@ -181,6 +181,8 @@ def blend(start: Model, end: Model, share: float) -> Model:
 
         Wortsman et al. 2022, "Robust fine-tuning of zero-shot models",
         https://arxiv.org/abs/2109.01903
+
+    The record tells the share.
     """
     ends = end.network.state_dict()
     weights = {
@@ -189,7 +191,9 @@ def blend(start: Model, end: Model, share: float) -> Model:
         else ends[name]
         for name, value in start.network.state_dict().items()
     }
-    return Model.from_weights(end.spec, weights)
+    record = end.spec.training | {"share": share}
+    spec = dataclasses.replace(end.spec, training=record)
+    return Model.from_weights(spec, weights)
 
 
 def best_adapted(

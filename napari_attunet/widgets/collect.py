@@ -382,7 +382,14 @@ class CollectPanel(DockPart):
     def _on_kept(self, outcome: tuple[Sample, bool]) -> None:
         sample, is_new = outcome
         done = "was added" if is_new else "was updated"
-        self._say(f"“{sample.name}” {done}. Later painting doesn't change it.")
+        parts = [f"“{sample.name}” {done}. Later painting doesn't change it."]
+        held, known = sample.count.get("held", 0), sample.count["known"]
+        if held:
+            parts.append(
+                f"{held / known:.0%} of what counts is held out: it tells how good "
+                "models are, and none learns from it."
+            )
+        self._say(" ".join(parts))
         self.table.refresh()
         self.table.select(sample)
         self._show_state()

@@ -46,6 +46,9 @@ MEANINGS = {
 MEASURED = {"validation": "held out", "corrections": "corrections"}
 SCORES = {"dice": "Dice", "ap50": "AP50"}
 
+#: What the button says where there is an old model, and where there is none.
+SHOW_CHANGES, SHOW_NEW = "Show what would change", "Show what it finds"
+
 #: Rows above the contenders.
 HEAD = 2
 
@@ -98,10 +101,11 @@ class CompareView(QWidget):
     def _build(self) -> None:
         self.table = _Table()
         self.reason = wrapped_label()
-        self.show_changes = QPushButton("Show what would change")
+        self.show_changes = QPushButton(SHOW_CHANGES)
         self.show_changes.setToolTip(
-            "Segment the image with the old and the chosen model; gained pixels are "
-            "green, lost ones red, other borders or classes yellow"
+            "Segment the image with the chosen model, and with the old one if there "
+            "is one; gained pixels are green, lost ones red, other borders or classes "
+            "yellow"
         )
         self.switch = QButtonGroup(self)
         switches = QHBoxLayout()
@@ -215,12 +219,12 @@ class CompareView(QWidget):
         self.accept.setEnabled(new and not self._busy)
         self.discard.setEnabled(self._round is not None and not self._busy)
         self.discard.setText("Keep the old model" if chosen and not new else "Discard")
-        possible = new and self._parent is not None and self._image is not None
-        self.show_changes.setVisible(self._parent is not None)
+        possible = new and self._image is not None
         self.show_changes.setEnabled(running or (possible and not self._busy))
-        self.show_changes.setText("Stop" if running else "Show what would change")
+        show = SHOW_NEW if self._parent is None else SHOW_CHANGES
+        self.show_changes.setText("Stop" if running else show)
         for button in self.switch.buttons():
-            button.setVisible(bool(self._layers))
+            button.setVisible(len(self._layers) > 1)
 
     # --- what would change ----------------------------------------------------------
 
@@ -230,8 +234,6 @@ class CompareView(QWidget):
             return
         chosen, image = self.chosen, self._image
         if chosen is None or chosen.file is None or image is None:
-            return
-        if self._parent is None:
             return
         new = self._folder / chosen.file
         try:
@@ -253,7 +255,8 @@ class CompareView(QWidget):
     def _on_compared(self, layers: Sequence[Layer]) -> None:
         self._take_away()  # those of an earlier look
         self._coming = list(layers)
-        self.told.emit(describe(layers[-1].data))
+        if layers[1:]:  # there is an old model
+            self.told.emit(describe(layers[-1].data))
         QTimer.singleShot(0, self._deliver_next)
 
     def _deliver_next(self) -> None:

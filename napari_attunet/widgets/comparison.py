@@ -1,4 +1,4 @@
-"""What would change in an image if one model took the place of another; no Qt."""
+"""What a model would find in an image, and what it would change there; no Qt."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from napari.layers import Image, Labels, Layer
-from napari.utils.colormaps import DirectLabelColormap
 from scipy import ndimage
 
 from napari_attunet.errors import ChannelError
 from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
-from napari_attunet.widgets.layers import KEY, array_of, axes_of
+from napari_attunet.widgets.layers import KEY, array_of, axes_of, label_colours
 from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.warmup import warm_up
 
@@ -88,8 +87,10 @@ class Comparison:
 
     Attributes
     ----------
-    old, new : Path
-        Their files.
+    old : Path, optional
+        File of the present model; there may be none yet.
+    new : Path
+        File of what is to take its place.
     spec : ModelSpec
         Of the new one.
     image : array
@@ -99,7 +100,7 @@ class Comparison:
     device : str
     """
 
-    old: Path
+    old: Path | None
     new: Path
     spec: ModelSpec
     image: Any
@@ -109,7 +110,7 @@ class Comparison:
     device: str = "auto"
 
     @classmethod
-    def of(cls, layer: Image, old: Path, new: Path, device: str) -> Comparison:
+    def of(cls, layer: Image, old: Path | None, new: Path, device: str) -> Comparison:
         """Take along all that is needed of a layer; for the thread of the GUI."""
         spec = read_spec(new)
         network = spec.network
@@ -127,7 +128,8 @@ class Comparison:
     def compute(self) -> Steps[list[Layer]]:
         """Segment with both; returns layers for old, new and what changes.
 
-        An old one that takes other channels has found nothing.
+        An old one that takes other channels has found nothing. Without an old one
+        there is only the new one's layer.
         """
         yield Progress(0, 0, "Loading PyTorch")
         warm_up()
@@ -135,7 +137,10 @@ class Comparison:
         from napari_attunet.segmenter import Segmenter
 
         found = []
-        for name, path in (("before", self.old), ("after", self.new)):
+        models = [("after", self.new)]
+        if self.old is not None:
+            models.insert(0, ("before", self.old))
+        for name, path in models:
             segmenter = Segmenter(load_model(path), device=self.device)
             steps = segmenter.steps(
                 self.image, axes=self.axes, rgb=self.rgb, output=self.spec.output
@@ -147,17 +152,19 @@ class Comparison:
                     raise
         yield Progress(0, 0, "Comparing")
         new = found[-1]
+        if self.old is None:
+            return [self._layer("new", new, visible=True)]
         old = found[0] if len(found) > 1 else np.zeros_like(new)
         changed = changes(
             old, new, output=self.spec.output, ndim=self.spec.network.ndim
         )
         layers = []
         for role, values in (("old", old), ("new", new), ("changes", changed)):
-            layers.append(self._layer(role, values))
+            layers.append(self._layer(role, values, visible=role == "changes"))
             yield Progress(0, 0, "Preparing layers")
         return layers
 
-    def _layer(self, role: str, labels: Ints) -> Labels:
+    def _layer(self, role: str, labels: Ints, *, visible: bool) -> Labels:
         values, pose = fit(
             labels,
             (1,) * labels.ndim,
@@ -167,37 +174,17 @@ class Comparison:
         )
         look: dict[str, Any] = {"opacity": 0.6}
         if role == "changes":
-            colours: dict[Any, Any] = {
-                None: "transparent",
-                0: "transparent",
-                **CHANGE_COLOURS,
-            }
-            look = {
-                "opacity": 0.7,
-                "colormap": DirectLabelColormap(color_dict=colours),
-            }
+            look = {"opacity": 0.7, "colormap": label_colours(CHANGE_COLOURS)}
         elif self.spec.output == "classes" and self.spec.colors:
-            shown: dict[Any, Any] = {
-                None: "transparent",
-                **dict(enumerate(self.spec.colors)),
-            }
-            shown[0] = "transparent"
-            look["colormap"] = DirectLabelColormap(color_dict=shown)
+            look["colormap"] = label_colours(dict(enumerate(self.spec.colors)))
         return Labels(
             values,
             name=role,
-            visible=role == "changes",
+            visible=visible,
             metadata={KEY: "comparison"},
             **look,
             **pose.arguments(),
         )
-
-
-def _colours(of_labels: dict[int, str]) -> DirectLabelColormap:
-    shown: dict[int | None, str] = {None: "transparent"}
-    shown.update(of_labels.items())
-    shown[0] = "transparent"
-    return DirectLabelColormap(color_dict=shown)
 
 
 def _prefixed(steps: Steps[Any], name: str) -> Steps[Any]:

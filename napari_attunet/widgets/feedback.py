@@ -7,8 +7,7 @@ from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QLabel, QProgressBar, QSizePolicy
 
 from napari_attunet.errors import AttUnetError
-from napari_attunet.progress import Progress
-from napari_attunet.widgets.jobs import TimeLeft
+from napari_attunet.progress import Progress, TimeLeft
 
 __all__ = ["JobBar", "complain", "wrapped_label"]
 
@@ -38,8 +37,16 @@ class JobBar(QProgressBar):
         """Show how far it is; a job of one step only moves, for it cannot tell."""
         self.setRange(0, progress.total if progress.total > 1 else 0)
         self.setValue(progress.done)
-        left = self._time_left(progress) if progress.total else ""
-        self.setFormat(f"%p %  {left}" if left else "%p %")
+        seconds = self._time_left(progress) if progress.total else None
+        self.setFormat("%p %" if seconds is None else f"%p %  {_left(seconds)}")
+
+
+def _left(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(1, round(seconds))} s left"
+    if seconds < 90 * 60:
+        return f"about {round(seconds / 60)} min left"
+    return f"about {seconds / 3600:.1f} h left"
 
 
 def complain(error: Exception) -> str:

@@ -9,7 +9,6 @@ long as they run, which two at a time never undo.
 from __future__ import annotations
 
 import threading
-import time
 import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -18,7 +17,7 @@ from qtpy.QtCore import QCoreApplication, QObject, QRunnable, QThreadPool, Signa
 
 from napari_attunet.progress import Progress, Steps
 
-__all__ = ["Job", "TimeLeft"]
+__all__ = ["Job"]
 
 
 class Job(QObject):
@@ -141,34 +140,3 @@ class _Work(QRunnable):
     def _let_go(self, *_: object) -> None:
         self.alive.discard(self)
         self.news.deleteLater()
-
-
-class TimeLeft:
-    """How long work will go on, from how it went so far.
-
-    Parameters
-    ----------
-    clock : callable
-        Returns seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._start: tuple[float, int] | None = None
-        self._last = 0
-
-    def __call__(self, progress: Progress) -> str:
-        """Return words such as ``"about 40 s left"``, or nothing if unknown."""
-        now, done = self._clock(), progress.done
-        if self._start is None or done < self._last:  # it began again
-            self._start = (now, done)
-        self._last = done
-        began, first = self._start
-        if done == first or progress.total <= done:
-            return ""
-        seconds = (now - began) / (done - first) * (progress.total - done)
-        if seconds < 90:
-            return f"about {max(1, round(seconds))} s left"
-        if seconds < 90 * 60:
-            return f"about {round(seconds / 60)} min left"
-        return f"about {seconds / 3600:.1f} h left"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from napari.layers import Image, Labels, Layer
+from napari.utils.colormaps import DirectLabelColormap
 
 from napari_attunet.axes import guess_axes
 from napari_attunet.canvas import AttentionMap, AttentionTable
@@ -25,6 +26,7 @@ __all__ = [
     "fingerprint",
     "is_answer",
     "is_result",
+    "label_colours",
     "labels_name",
     "mark_of",
     "prediction_of",
@@ -121,6 +123,16 @@ def attention_look(*, rgb: bool, volume: bool) -> dict[str, Any]:
         "blending": "translucent" if covering else "additive",
         "opacity": 0.35 if covering else 0.4,
     }
+
+
+def label_colours(
+    of_labels: Mapping[int, Any], other: Any = "transparent"
+) -> DirectLabelColormap:
+    """Return a colormap of labels in which 0 is transparent, whatever it is told."""
+    colours: dict[int | None, Any] = {None: other}
+    colours.update(of_labels.items())
+    colours[0] = "transparent"
+    return DirectLabelColormap(color_dict=colours)
 
 
 # --- which layers are ours -------------------------------------------------------

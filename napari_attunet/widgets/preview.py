@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from napari.layers import Image, Labels
-from napari.utils.colormaps import DirectLabelColormap
 from qtpy.QtCore import QObject, Signal
 
 from napari_attunet.errors import AttUnetError
@@ -20,7 +19,7 @@ from napari_attunet.header import read_spec
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.layers import KEY, array_of, axes_of
+from napari_attunet.widgets.layers import KEY, array_of, axes_of, label_colours
 from napari_attunet.widgets.poses import Pose, fit, in_units_of
 from napari_attunet.widgets.warmup import warm_up
 
@@ -336,8 +335,7 @@ def _make_layer(spec: ModelSpec, values: npt.NDArray[Any], pose: Pose) -> Labels
     """Return outlines, or a veil of classes, that nobody can paint on by mistake."""
     look: dict[str, Any] = {"opacity": 0.4}
     if spec.output == "objects":
-        one = DirectLabelColormap(color_dict={None: OUTLINES, 0: "transparent"})
-        look = {"opacity": 1.0, "colormap": one}
+        look = {"opacity": 1.0, "colormap": label_colours({}, other=OUTLINES)}
     layer = Labels(
         values,
         metadata={KEY: "preview"},

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from napari.layers import Image, Labels, Layer
-from napari.utils.colormaps import DirectLabelColormap
 
 from napari_attunet.channels import ChannelChoice
 from napari_attunet.library import Entry
@@ -28,6 +27,7 @@ from napari_attunet.widgets.layers import (
     attention_name,
     axes_of,
     fingerprint,
+    label_colours,
     labels_name,
     mark_of,
     results_of,
@@ -293,11 +293,10 @@ def _labels(task: Task, found: Any) -> Result:
     look: dict[str, Any] = {"opacity": 0.6}
     colors = task.spec.colors
     if task.output == "classes" and colors:
-        shown: dict[int | None, str] = {None: UNKNOWN, **dict(enumerate(colors))}
+        shown = dict(enumerate(colors))
         for number in range(MORE_CLASSES):
             shown[len(colors) + number] = MORE_COLORS[number % len(MORE_COLORS)]
-        shown[0] = "transparent"
-        look["colormap"] = DirectLabelColormap(color_dict=shown)
+        look["colormap"] = label_colours(shown, other=UNKNOWN)
     untouched = (
         layer for layer, data, print_ in task.earlier if fingerprint(data) == print_
     )

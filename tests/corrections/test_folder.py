@@ -371,6 +371,24 @@ def test_of_large_stacks_of_small_slices_some_is_held_out(training_set):
     assert 3 <= slices.sum() <= 15
 
 
+def test_of_small_stacks_too_small_slices_are_held_out_whole(tmp_path):
+    """Though there are few images, these have too few blocks to hold any out."""
+
+    def held(seed: int) -> list[bool]:
+        rng = np.random.default_rng(seed)
+        labels = np.tile(np.pad(np.ones((60, 60), np.int32), 20), (3, 1, 1))
+        image = rng.integers(0, 255, labels.shape, np.uint8)
+        few = correction(image=image, labels=labels, axes="ZYX")
+        mask = TrainingSet(tmp_path / str(seed)).add(few).validation_mask()
+        slices = mask.all((1, 2))
+        assert slices.tolist() == mask.any((1, 2)).tolist()
+        return list(slices)
+
+    slices = [any(held(seed)) for seed in range(8)]
+    assert any(slices)
+    assert not all(slices)
+
+
 def test_of_strokes_in_many_slices_some_are_held_out(training_set):
     frames = [correction(seed) for seed in range(8)]
     labels = np.stack([np.where(f.labels < 4, f.labels, 0) for f in frames])
@@ -379,13 +397,16 @@ def test_of_strokes_in_many_slices_some_are_held_out(training_set):
     sample = training_set.add(painted)
     known = painted.truth().weight > 0
     assert known[0].sum() < FEW_PIXELS < known.sum()
-    assert 0.03 < known[sample.validation_mask()].sum() / known.sum() < 0.6
+    held = known[sample.validation_mask()].sum()
+    assert 0.03 < held / known.sum() < 0.6
+    assert sample.count["held"] == held
 
 
+@pytest.mark.parametrize("others", [0, 4])
 def test_what_becomes_known_of_an_unchanged_stack_is_held_out_as_elsewhere(
-    training_set,
+    training_set, others
 ):
-    for seed in range(3, 7):
+    for seed in range(3, 3 + others):
         training_set.add(correction(seed))
     both = stack(0, 1)
     first = np.where(np.arange(2)[:, None, None] == 0, both.labels, 0)
@@ -395,6 +416,7 @@ def test_what_becomes_known_of_an_unchanged_stack_is_held_out_as_elsewhere(
     now = training_set.update(sample, dataclasses.replace(both, extent="painted"))
     assert held_of(now)[1] == held_of(alone)[0]
     assert held_of(now)[0] == held_of(sample)[0]
+    assert others or any(map(any, held_of(now)[1:]))  # blocks of each
 
 
 def test_volumes_seen_as_slices_keep_what_is_held_out(training_set):

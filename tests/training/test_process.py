@@ -434,9 +434,10 @@ def test_a_supervisor_passes_results_and_errors_on(pipe):
 
 
 def test_the_stream_says_what_matters():
-    out, now = io.StringIO(), iter(range(100))
-    stream = Stream(out, clock=lambda: next(now) / 100)
+    out, now = io.StringIO(), [0.0]
+    stream = Stream(out, clock=lambda: now[0])
     for done in range(1, 31):
+        now[0] = done / 100
         values = {"loss": 1.0 / done, "learning_rate": 0.1}
         if done == 7:
             values["dice"] = float("nan")
@@ -458,7 +459,9 @@ def test_the_stream_says_what_matters():
         "total": 30,
         "message": "a",
         "values": {"loss": 1.0, "learning_rate": 0.1},
+        "seconds_left": None,
     }
+    assert [e["seconds_left"] for e in events[1:6]] == [0.2, 0.1, 0.0, None, None]
     assert set(events[1]["values"]) == {"loss", "learning_rate"}
     assert events[-3]["values"] == {}
     assert events[-2:] == [

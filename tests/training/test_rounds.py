@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -378,6 +379,10 @@ def test_what_is_open_is_found(training_set):
     folder.mkdir(parents=True)
     assert unfinished(training_set) == [folder]
     assert read_record(folder).outcome is None
+    newer = folder.with_name("two")
+    newer.mkdir()
+    os.utime(folder, (1, 1))
+    assert unfinished(training_set) == [newer, folder]
     (folder / "round.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(DataError, match="format 99"):
         read_record(folder)

@@ -195,7 +195,9 @@ def test_a_sigmoid_becomes_a_softmax_that_says_the_same():
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_a_blend_lies_between(share):
     a, b = (Model.fresh(make_spec(), seed=s) for s in (0, 1))
-    mixed = blend(a, b, share).network.state_dict()
+    model = blend(a, b, share)
+    assert model.spec.training == b.spec.training | {"share": share}
+    mixed = model.network.state_dict()
     for name, value in a.network.state_dict().items():
         if value.is_floating_point():
             expected = (1 - share) * value + share * b.network.state_dict()[name]

@@ -370,6 +370,7 @@ def test_a_sample_is_added_updated_and_removed(viewer, panel, qtbot, training_se
         "objects",
     )
     assert "was added" in panel.message.text()
+    assert "held out" not in panel.message.text()  # few strokes are all learnt from
     correction = training_set.read(sample)
     np.testing.assert_array_equal(correction.labels, before)
     np.testing.assert_array_equal(correction.image, image.data)

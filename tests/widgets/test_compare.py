@@ -236,16 +236,28 @@ def test_nothing_can_be_pressed_twice(view, folder):
     assert view.accept.isEnabled()
 
 
-def test_a_new_model_has_nothing_to_be_compared_with(view, folder):
-    present(view, folder, parent=None)
-    assert view.show_changes.isHidden()
-
-
 @pytest.fixture
 def cells(viewer):
     return viewer.add_image(
         data.cell()[100:180, 100:170], name="cells", scale=(0.5, 0.5), units="um"
     )
+
+
+def test_what_a_new_model_finds(viewer, view, folder, cells, qtbot):
+    """There is nothing to compare it with, but all to decide on."""
+    present(view, folder, parent=None, image=cells)
+    view.table.selectRow(HEAD + 1)
+    assert view.show_changes.text() == "Show what it finds"
+    view.show_changes.click()
+    qtbot.waitUntil(lambda: len(view.layers) == 1, timeout=TIMEOUT)
+    qtbot.waitUntil(lambda: view._job is None, timeout=TIMEOUT)
+    (found,) = view.layers
+    assert (found.name, found.visible) == ("cells · new", True)
+    assert found.data.any()
+    np.testing.assert_array_equal(found.scale, cells.scale)
+    assert all(button.isHidden() for button in view.switch.buttons())
+    view.clear()
+    qtbot.waitUntil(lambda: list(viewer.layers) == [cells], timeout=TIMEOUT)
 
 
 def compare(qtbot, view):

@@ -13,8 +13,9 @@ from qtpy.QtCore import QObject
 from qtpy.QtWidgets import QWidget
 
 from napari_attunet.errors import DataError
-from napari_attunet.progress import Progress
-from napari_attunet.widgets.jobs import Job, TimeLeft, _Work
+from napari_attunet.progress import Progress, TimeLeft
+from napari_attunet.widgets.feedback import JobBar
+from napari_attunet.widgets.jobs import Job, _Work
 
 
 class Listener(QObject):
@@ -233,25 +234,19 @@ def test_two_at_a_time_leave_warnings_as_they_were(qtbot, listener):
 @pytest.mark.parametrize(
     ("seconds", "done", "text"),
     [
-        (10, 2, "about 40 s left"),
-        (1, 9, "about 1 s left"),
-        (60, 2, "about 4 min left"),
-        (3600, 2, "about 4.0 h left"),
-        (10, 10, ""),
-        (10, 0, ""),
+        (10, 2, "%p %  about 40 s left"),
+        (1, 9, "%p %  about 1 s left"),
+        (60, 2, "%p %  about 4 min left"),
+        (3600, 2, "%p %  about 4.0 h left"),
+        (10, 10, "%p %"),
     ],
 )
-def test_time_left(seconds, done, text):
+def test_the_bar_says_how_long_it_takes(qtbot, monkeypatch, seconds, done, text):
     now = iter([0.0, float(seconds)])
-    left = TimeLeft(lambda: next(now))
-    assert left(Progress(0, 10)) == ""
-    assert left(Progress(done, 10)) == text
-
-
-def test_time_left_begins_anew_when_the_work_does():
-    now = iter([0.0, 10.0, 20.0, 30.0])
-    left = TimeLeft(lambda: next(now))
-    left(Progress(0, 10))
-    left(Progress(9, 10))
-    assert left(Progress(0, 20)) == ""
-    assert left(Progress(5, 20)) == "about 30 s left"
+    bar = JobBar()
+    qtbot.addWidget(bar)
+    monkeypatch.setattr(bar, "_time_left", TimeLeft(lambda: next(now)))
+    bar.follow(Progress(0, 10))
+    assert bar.format() == "%p %"
+    bar.follow(Progress(done, 10))
+    assert bar.format() == text

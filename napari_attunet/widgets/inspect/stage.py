@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from napari.layers import Image, Labels, Layer, Shapes
-from napari.utils.colormaps import Colormap, DirectLabelColormap
+from napari.utils.colormaps import Colormap
 
 from napari_attunet.canvas import AttentionMap
 from napari_attunet.widgets.comparison import CHANGE_COLOURS
 from napari_attunet.widgets.inspect.seen import Seen
-from napari_attunet.widgets.layers import KEY, attention_look, mark_of
+from napari_attunet.widgets.layers import KEY, attention_look, label_colours, mark_of
 from napari_attunet.widgets.poses import Pose
 
 if TYPE_CHECKING:
@@ -157,16 +157,12 @@ class Stage:
         self, source: Image, seen: Seen, changed: npt.NDArray[Any]
     ) -> Layer | None:
         """Show where a mask would be another one."""
-        colours: dict[Any, Any] = {None: "transparent", 0: "transparent"}
         return self._show(
             WHAT_IF,
             source,
             *seen.fit(changed, (1,) * changed.ndim),
             kind=Labels,
-            look={
-                "opacity": 0.8,
-                "colormap": DirectLabelColormap(color_dict=colours | CHANGE_COLOURS),
-            },
+            look={"opacity": 0.8, "colormap": label_colours(CHANGE_COLOURS)},
             locked=True,
         )
 
@@ -174,7 +170,7 @@ class Stage:
         self, source: Image, seen: Seen, attention: AttentionMap
     ) -> Labels | None:
         """Show a layer to paint a gate on; empty means as learnt."""
-        colours: dict[Any, Any] = {None: "transparent", 0: "transparent"}
+        colours = {}
         for number in range(STEPS):
             mixed = CLOSED + (OPEN - CLOSED) * number / (STEPS - 1)
             colours[number + 1] = mixed / 255
@@ -201,10 +197,7 @@ class Stage:
             values,
             pose,
             kind=Labels,
-            look={
-                "opacity": 0.5,
-                "colormap": DirectLabelColormap(color_dict=colours),
-            },
+            look={"opacity": 0.5, "colormap": label_colours(colours)},
         )
         return layer if isinstance(layer, Labels) else None
 
