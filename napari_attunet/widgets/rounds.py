@@ -10,6 +10,7 @@ import importlib
 import json
 import shutil
 import threading
+import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,9 @@ __all__ = [
 
 #: Files in the folder of a round, beside those of the training.
 REQUEST, PREVIEW, LOG = "request.json", "preview.safetensors", "log.txt"
+
+#: Seconds after which a round that has done nothing will never do anything.
+BEGINS_WITHIN = 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,13 +204,16 @@ def _open_round(training_set: TrainingSet) -> Open | None:
         if not (folder / REQUEST).is_file():  # not begun in the viewer
             continue
         record = read_record(folder)
-        if record.total:  # else it has only just begun, in another window perhaps
+        if record.total:
             return Open(
                 request=Request.read(training_set, folder),
                 done=record.done,
                 total=record.total,
                 outcome=record.outcome,
             )
+        # Begun just now in another window, or closed before it did anything.
+        if time.time() - (folder / REQUEST).stat().st_mtime > BEGINS_WITHIN:
+            shutil.rmtree(folder, ignore_errors=True)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import threading
 import time
@@ -35,6 +36,7 @@ from napari_attunet.widgets import rounds
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.learn import LearnPanel
 from napari_attunet.widgets.learn_form import NEW_MODEL
+from napari_attunet.widgets.rounds import Request
 
 TIMEOUT = 20_000
 
@@ -558,6 +560,27 @@ def test_a_folder_of_somebody_else_is_left_alone(
     qtbot.addWidget(panel)
     qtbot.waitUntil(lambda: not _Work.alive, timeout=TIMEOUT)
     assert panel.open_round.isHidden()
+
+
+def test_what_was_closed_at_once_hides_nothing(
+    viewer, panel, child, training_set, library, qtbot
+):
+    begin(qtbot, panel)
+    child.error = TrainingError("The training was killed.")
+    qtbot.waitUntil(lambda: not panel.open_round.isHidden(), timeout=TIMEOUT)
+    (interrupted,) = folders(training_set)
+    os.utime(interrupted, (1, 1))
+    just_begun, long_ago = (
+        Request.new(training_set, None, RoundSettings(), device="cpu", threads=None)
+        for _ in range(2)
+    )
+    os.utime(long_ago.folder / "request.json", (1, 1))
+    panel.close_down()
+    again = LearnPanel(viewer, training_set, library)
+    qtbot.addWidget(again)
+    qtbot.waitUntil(lambda: not again.open_round.isHidden(), timeout=TIMEOUT)
+    assert again.open_round.text.text().endswith(" of 80.")
+    assert set(folders(training_set)) == {interrupted, just_begun.folder}
 
 
 def test_what_never_began_leaves_nothing(panel, child, training_set, qtbot, told):
