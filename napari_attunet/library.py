@@ -183,17 +183,23 @@ class Library:
         """Return where that version is kept among the user's models."""
         return self.folder / f"{spec.key}{SUFFIX}"
 
-    def next_version(self, name: str) -> int:
+    def next_version(self, name: str, parent: str | None = None) -> int:
         """Return the lowest version number above all that this name has had.
 
         Numbers of deleted versions are not given again while a model names them as
         its parent or a pin was set in their time.
+
+        Parameters
+        ----------
+        name : str
+        parent : str, optional
+            Key of the model's parent, which may have been renamed or deleted.
         """
         entries = self.entries()
         taken = [e.spec.version for e in entries if e.spec.name == name]
-        for entry in entries:
-            parent, _, version = (entry.spec.parent or "").partition("@")
-            if parent == name and version.isdecimal():
+        for key in (parent, *(entry.spec.parent for entry in entries)):
+            ancestor, _, version = (key or "").partition("@")
+            if ancestor == name and version.isdecimal():
                 taken.append(int(version))
         with contextlib.suppress(ModelError):
             taken += [pin.newest for pin in self._pins() if pin.name == name]
@@ -208,11 +214,9 @@ class Library:
             If the file is no model, or cannot be stored.
         """
         spec = read_spec(source)
-        name, _, version = (spec.parent or "").partition("@")
-        # The parent may have been renamed or deleted since.
-        least = int(version) + 1 if name == spec.name and version.isdecimal() else 1
         for attempt in range(ATTEMPTS):
-            spec = replace(spec, version=max(least, self.next_version(spec.name)))
+            version = self.next_version(spec.name, spec.parent)
+            spec = replace(spec, version=version)
             try:
                 copy_under(spec, source, self.path_for(spec), exclusive=True)
                 break

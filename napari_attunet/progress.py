@@ -88,6 +88,8 @@ class TimeLeft:
 
     def __call__(self, progress: Progress) -> float | None:
         """Return seconds; ``None`` while that is unknown, and at the end."""
+        if not progress.total:  # not begun
+            return None
         now, done = self._clock(), progress.done
         if self._start is None or done < self._last:  # it began again
             self._start = (now, done)

@@ -156,7 +156,8 @@ class Segmenter:
             Used for objects; by default the model's own.
         threshold : float, optional
             Used for classes: how probable a class must be to stand against the
-            background; by default the most probable class wins.
+            background; by default the model's own, and if it has none the most probable
+            class wins.
 
         Returns
         -------

@@ -258,7 +258,7 @@ def test_no_version_takes_the_name_of_its_parent(library, tmp_path):
 def test_of_two_programs_that_add_at_once_both_succeed(library, tmp_path, monkeypatch):
     made = store(Library(tmp_path / "made"), "mine", 1)
     numbers = iter([10, 10, 11])  # the others' 10 was not there when it was looked for
-    monkeypatch.setattr(library, "next_version", lambda name: next(numbers))
+    monkeypatch.setattr(library, "next_version", lambda *_: next(numbers))
     before = library.find("mine@10").path.read_bytes()
     assert library.add(made).spec.key == "mine@11"
     assert library.find("mine@10").path.read_bytes() == before

@@ -76,6 +76,7 @@ def test_it_is_another_thread_and_it_ends():
 def test_time_left(seconds, done, left):
     now = iter([0.0, float(seconds)])
     time_left = TimeLeft(lambda: next(now))
+    assert time_left(Progress(0, 0)) is None  # reading, say: it has not begun
     assert time_left(Progress(0, 10)) is None
     assert time_left(Progress(done, 10)) == left
 

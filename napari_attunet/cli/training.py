@@ -97,9 +97,7 @@ def named(model: Model, parent: str | None) -> Model:
 
     if parent is None:
         return model
-    version = Library().next_version(model.spec.name)
-    if parent.split("@")[0] == model.spec.name:
-        version = max(version, int(parent.split("@")[1]) + 1)
+    version = Library().next_version(model.spec.name, parent)
     training = model.spec.training | {"started_from": parent}
     spec = dataclasses.replace(
         model.spec, parent=parent, version=version, training=training

@@ -103,11 +103,7 @@ class TrainingSet:
     def samples(self) -> tuple[Sample, ...]:
         """Return the samples, oldest first; skips damaged ones. Reads no pixels."""
         found = [s for _, s in self._folders() if isinstance(s, Sample)]
-        found.sort(key=lambda s: (s.created, s.id))
-        first: dict[str, Sample] = {}
-        for sample in found:
-            first.setdefault(sample.image_sha256, sample)
-        return tuple(_split_as(s, first[s.image_sha256]) for s in found)
+        return tuple(sorted(found, key=lambda s: (s.created, s.id)))
 
     def damaged(self) -> dict[Path, str]:
         """Return the folders that are no whole samples, and why not."""
@@ -237,24 +233,32 @@ class TrainingSet:
         """Return old versions of samples that were not cleared away."""
         return list(self.folder.glob(f".????????.{identifier}.old"))
 
-    def _note_what_is_held(
-        self, frames: Sequence[Frame], axes: str, split: Split
-    ) -> None:
-        """Keep in mind what is held out of frames that something is known of.
+    def _hold_out(
+        self,
+        frames: Sequence[Frame],
+        image_sha256: str,
+        correction: Correction,
+        identifier: str,
+    ) -> Split:
+        """Decide what is held out of an image, and keep that in mind.
 
-        Models are trained on the rest, should they ever be gone and come back.
+        Models are trained on the rest of what is known, should it ever be gone and come
+        back. Alone, so that of two that come at the same time the first one decides.
         """
-        if split.validation == "blocks":
-            lengths = dict(zip(axes, split.block, strict=True))
-            if any(lengths[a] > 1 for a in frames[0].place):  # cut as volumes
-                return
-        for frame, part in zip(frames, apart(split, axes, frames), strict=True):
-            path = self._note(frame.sha256)
-            if frame.known.any() and not path.exists():
-                note = _Note(axes=frame.axes, split=part)
-                # On a full disk the sample is there all the same, and tells it too.
-                with contextlib.suppress(OSError), replacing(path) as temporary:
-                    temporary.write_text(to_json(note), "utf-8")
+        axes = correction.view().label_axes
+        others = [s for s in self.samples() if s.id != identifier]
+        with self._alone():
+            split = self._choose(frames, image_sha256, others, axes, correction.ndim)
+            if split.validation == "blocks":
+                lengths = dict(zip(axes, split.block, strict=True))
+                if any(lengths[a] > 1 for a in frames[0].place):  # cut as volumes
+                    return split
+            for frame, part in zip(frames, apart(split, axes, frames), strict=True):
+                if frame.known.any() and self._noted(frame) is None:
+                    note = _Note(axes=frame.axes, split=part)
+                    with replacing(self._note(frame.sha256)) as temporary:
+                        temporary.write_text(to_json(note), "utf-8")
+        return split
 
     def _note(self, image_sha256: str) -> Path:
         return self.folder / NOTES / f"{image_sha256}.json"
@@ -263,29 +267,27 @@ class TrainingSet:
         self,
         frames: Sequence[Frame],
         image_sha256: str,
-        correction: Correction,
-        identifier: str,
+        samples: Sequence[Sample],
+        axes: str,
+        ndim: int,
     ) -> Split:
         """Return what is held out of an image: as before, or as its content decides.
 
         Each frame of a stack decides for itself: it may come alone, or with others.
         """
-        axes, samples = correction.view().label_axes, self.samples()
         notes = [self._noted(frame) for frame in frames]
         same = [s for s in samples if s.image_sha256 == image_sha256]
-        # As volumes it was cut otherwise; and what was added long ago has no notes.
-        if same and (same[0].ndim != correction.ndim or not any(notes)):
-            return _split_for(axes, same[0])
-        others = {s.image_sha256 for s in samples if s.id != identifier}
-        others.discard(image_sha256)
+        if same and same[0].ndim != ndim:  # volumes are cut otherwise
+            return in_axes(same[0].split, same[0].label_axes, axes)
+        others = {s.image_sha256 for s in samples} - {image_sha256}
         few = sum(int(np.count_nonzero(f.known)) for f in frames) < FEW_PIXELS
+        many = len(others) + sum(f.known.any() for f in frames) > FEW_IMAGES
         splits = []
         for frame, note in zip(frames, notes, strict=True):
             cut = zip(frame.known.shape, frame.block, strict=True)
             cells = math.prod(-(-n // b) for n, b in cut)
-            # Of a stack, what is too small for blocks is held out whole or not at all.
-            whole = len(frames) > 1 and cells < FEW_CELLS
-            images = max(len(others), FEW_IMAGES if whole else 0)
+            # What is too small for blocks is held out whole or not at all.
+            images = FEW_IMAGES if many and cells < FEW_CELLS else len(others)
             splits.append(
                 note
                 or split_image(
@@ -322,7 +324,8 @@ class TrainingSet:
             arrays["prediction"] = correction.prediction
         image_sha256 = hash_image(image, view.axes)
         frames = frames_of(image, view.axes, found.weight > 0, correction.ndim)
-        split = self._choose(frames, image_sha256, correction, identifier)
+        with _writing(self.folder):
+            split = self._hold_out(frames, image_sha256, correction, identifier)
         held = split_mask(split, found.weight.shape) & (found.weight > 0)
         now = datetime.now(UTC).isoformat(timespec="microseconds")
         folder = self.folder / identifier
@@ -361,7 +364,6 @@ class TrainingSet:
                 **dataclasses.asdict(split),
             )
             write_description(sample, temporary)
-        self._note_what_is_held(frames, view.label_axes, split)
         return sample
 
 
@@ -383,17 +385,6 @@ def _labels_kept(correction: Correction) -> Correction:
         background=correction.background and int(correction.background),
         source=json.loads(json.dumps(correction.source)),
     )
-
-
-def _split_for(axes: str, sample: Sample) -> Split:
-    """Return what is held out of a sample, for labels of the same image."""
-    return in_axes(sample.split, sample.label_axes, axes)
-
-
-def _split_as(sample: Sample, first: Sample) -> Sample:
-    """Let the first sample of an image decide, if two came at the same time."""
-    split = _split_for(sample.label_axes, first)
-    return dataclasses.replace(sample, **dataclasses.asdict(split))
 
 
 def _slug(name: str) -> str:

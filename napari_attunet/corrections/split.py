@@ -131,7 +131,7 @@ def frames_of(
                 hash_image(pixels, rest),
                 rest.replace("C", ""),
                 part,
-                block_shape(part.shape, range(part.ndim)),
+                block_shape(part.shape),
                 place,
             )
         )
@@ -172,16 +172,15 @@ def apart(split: Split, axes: str, frames: Sequence[Frame]) -> list[Split]:
     if split.validation != "blocks":
         return [split] * len(frames)
     within, walked = frames[0].axes, sorted(frames[0].place)
+    lengths = dict(zip(axes, split.block, strict=True))
+    block = tuple(lengths[a] for a in within)
     cells: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for cell in split.held:
         by_axis = dict(zip(axes, cell, strict=True))
         place = tuple(by_axis[a] for a in walked)
         cells.setdefault(place, []).append(tuple(by_axis[a] for a in within))
     held = (cells.get(tuple(f.place[a] for a in walked)) for f in frames)
-    return [
-        Split("blocks", frame.block, tuple(sorted(h))) if h else Split()
-        for frame, h in zip(frames, held, strict=True)
-    ]
+    return [Split("blocks", block, tuple(sorted(h))) if h else Split() for h in held]
 
 
 def hash_image(image: npt.NDArray[Any], axes: str) -> str:
@@ -203,9 +202,9 @@ def split_image(
     block: Sequence[int],
     *,
     images: int,
-    few: bool | None = None,
+    few: bool,
 ) -> Split:
-    """Decide what of a new image is held out.
+    """Decide what of a new frame is held out.
 
     Parameters
     ----------
@@ -217,18 +216,13 @@ def split_image(
         As of `block_shape`.
     images : int
         How many other images there are.
-    few : bool, optional
-        Whether too little is known to hold any of it out; by default told by `known`,
-        which of a stack is only a part.
+    few : bool
+        Whether too little is known, in the whole stack, to hold any of it out.
     """
-    if few is None:
-        few = int(np.count_nonzero(known)) < FEW_PIXELS
     if images >= FEW_IMAGES:
         return Split("none" if few or int(image_sha256, 16) % ONE_OF else "all")
     # Of few, none may be lost to the distance that training keeps.
-    cells = (
-        grow(known, GUARD, [i for i, b in enumerate(block) if b > 1]) if few else known
-    )
+    cells = grow(known, GUARD, range(known.ndim)) if few else known
     for axis, length in enumerate(block):
         starts = np.arange(0, cells.shape[axis], length)
         cells = np.logical_or.reduceat(cells, starts, axis=axis)
@@ -246,12 +240,9 @@ def split_image(
     return Split("blocks", tuple(block), tuple(held))
 
 
-def block_shape(shape: Sequence[int], spatial: Sequence[int]) -> tuple[int, ...]:
-    """Return the shape of a cell: about `BLOCK` along spatial axes, 1 along others."""
-    return tuple(
-        math.ceil(n / max(1, round(n / BLOCK))) if axis in spatial else 1
-        for axis, n in enumerate(shape)
-    )
+def block_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape of a frame's cells: all are about `BLOCK` long."""
+    return tuple(math.ceil(n / max(1, round(n / BLOCK))) for n in shape)
 
 
 def split_mask(split: Split, shape: Sequence[int]) -> Mask:

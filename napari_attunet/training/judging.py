@@ -13,7 +13,7 @@ from napari_attunet.training.lessons import Lessons
 from napari_attunet.training.record import Contender, Round
 from napari_attunet.training.validation import merit_of, validation_steps
 
-__all__ = ["Judge", "Scores", "merit", "propose"]
+__all__ = ["NOTHING_LEARNT", "Judge", "Scores", "merit", "propose"]
 
 R = TypeVar("R")
 
@@ -22,6 +22,8 @@ Scores = dict[str, dict[str, float]]
 
 #: A Dice from which a model knows this kind of image, so that it is the start to take.
 KNOWN = 0.6
+
+NOTHING_LEARNT = "Stopped before anything was learnt."
 
 #: By so much a model from scratch must be better than one that had seen more images
 #: before, where little is held out to tell.
@@ -62,7 +64,7 @@ class Judge:
             yield progress
         except Enough:
             if not self.learnt:
-                raise Cancelled("Stopped before anything was learnt.") from None
+                raise Cancelled(NOTHING_LEARNT) from None
             self.enough = True
 
     def through(self, steps: Steps[R], total: int = 0) -> Steps[R]:

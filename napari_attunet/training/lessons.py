@@ -71,9 +71,10 @@ class Lessons:
         The images with all their labels, those of a prediction included that the user
         left standing: strokes alone are where a model was wrong, and would tell that
         it knows nothing.
+    told : list of array of bool
+        For each pair to learn from, where somebody has said something, be it held out.
     unknown : list of array of bool
-        For each pair to learn from, where nobody has said anything; never what is
-        held out.
+        For each pair to learn from, where nobody has; never what is held out.
     near : list of array of bool
         For each pair to learn from, where it is near to painted objects.
     output : {"objects", "classes"}
@@ -88,6 +89,7 @@ class Lessons:
     """
 
     learn: list[Pair]
+    told: list[npt.NDArray[np.bool_]]
     unknown: list[npt.NDArray[np.bool_]]
     near: list[npt.NDArray[np.bool_]]
     validation: list[Pair]
@@ -110,6 +112,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
     output = _the_one(samples, "output", "show", settings.output)
     ndim = _the_one(samples, "ndim", "are for networks of dimensions", None)
     learn: list[Pair] = []
+    told: list[npt.NDArray[np.bool_]] = []
     unknown: list[npt.NDArray[np.bool_]] = []
     near: list[npt.NDArray[np.bool_]] = []
     validation: list[Pair] = []
@@ -147,6 +150,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
             if weight.any():
                 pairs.append(pair(weight))
                 if pairs is learn:
+                    told.append(known)
                     unknown.append(~known & free)
                     near.append(_surroundings(correction, truth, sample))
         if correction.extent == "painted" and correction.prediction is not None:
@@ -164,6 +168,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
         )
     return Lessons(
         learn,
+        told,
         unknown,
         near,
         validation,
@@ -286,8 +291,8 @@ def anchored(
     """
     segmenter = Segmenter(model, device=device, threads=thread_count, precision="exact")
     found = []
-    for pair, unknown, near in zip(
-        lessons.learn, lessons.unknown, lessons.near, strict=True
+    for pair, told, unknown, near in zip(
+        lessons.learn, lessons.told, lessons.unknown, lessons.near, strict=True
     ):
         if pair.weight is None or not unknown.any():
             found.append(pair)
@@ -305,9 +310,9 @@ def anchored(
         around = AROUND * inside / max(1, int(np.count_nonzero(near)))
         output = model.spec.output
         sure = _probability(said, probabilities, output) > SURE
-        silent = ~known
+        silent = ~told
         if output == "objects":
-            better = np.unique(said[known])
+            better = np.unique(said[told])
             silent &= ~np.isin(said, better[better > 0])
             said = np.where(said > 0, said + pair.labels.max(), 0)
         background, something = trust

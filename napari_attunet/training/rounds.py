@@ -28,7 +28,13 @@ from napari_attunet.library import Entry, Library
 from napari_attunet.model import Model, load_model, save_model
 from napari_attunet.progress import Enough, Progress, Steps
 from napari_attunet.spec import ModelSpec
-from napari_attunet.training.judging import Judge, Scores, merit, propose
+from napari_attunet.training.judging import (
+    NOTHING_LEARNT,
+    Judge,
+    Scores,
+    merit,
+    propose,
+)
 from napari_attunet.training.lessons import (
     OWN_TRUST,
     Lessons,
@@ -104,7 +110,7 @@ def run_round(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
-        judge = Judge(device, thread_count)
+        judge = Judge(device, thread_count, learnt=any(_kept(folder)))
         try:
             return (
                 yield from _round(
@@ -112,7 +118,7 @@ def run_round(
                 )
             )
         except Cancelled:
-            if not (judge.learnt or list(folder.glob("*.checkpoint"))):
+            if not (judge.learnt or any(_kept(folder, ".checkpoint"))):
                 Record().write(folder)  # there is nothing to go on from
             raise
 
@@ -152,7 +158,9 @@ def _round(
         if before.done:
             said = "The training set or the settings have changed: beginning anew"
             yield from judge.tell(Progress(0, total, said))
-    judge.learnt = any((folder / f"{n}.safetensors").exists() for n in NAMES.values())
+    judge.learnt = any(_kept(folder))  # what was there may have been another's
+    if judge.enough and not judge.learnt:
+        raise Cancelled(NOTHING_LEARNT)
     record.write(folder)
 
     learn = lessons.learn
@@ -185,7 +193,7 @@ def _round(
             )
         )
     if not contenders:
-        raise Cancelled("Stopped before anything was learnt.")
+        raise Cancelled(NOTHING_LEARNT)
     outcome = propose(contenders, trusted=lessons.trusted)
     dataclasses.replace(record, done=total, outcome=outcome).write(folder)
     return outcome
@@ -238,11 +246,16 @@ def _identity(
     return digest.hexdigest()
 
 
+def _kept(folder: Path, suffix: str = ".safetensors") -> list[Path]:
+    """Return the contenders' files that lie in a folder."""
+    paths = (folder / f"{name}{suffix}" for name in NAMES.values())
+    return [path for path in paths if path.exists()]
+
+
 def _clear(folder: Path) -> None:
     """Delete what another round has left in a folder; what else lies there stays."""
-    for name in ("tuned", "scratch"):
-        for suffix in (".safetensors", ".checkpoint"):
-            (folder / name).with_suffix(suffix).unlink(missing_ok=True)
+    for path in (*_kept(folder), *_kept(folder, ".checkpoint")):
+        path.unlink()
     for left_over in folder.glob(".????????.*"):  # a kill in the middle of writing
         left_over.unlink(missing_ok=True)
 

@@ -13,7 +13,7 @@ from napari.utils.notifications import show_info
 from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
-from napari_attunet.corrections import Sample, TrainingSet, background_brush
+from napari_attunet.corrections import Sample, TrainingSet
 from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
@@ -28,11 +28,15 @@ from napari_attunet.widgets.gathering import (
     examine,
 )
 from napari_attunet.widgets.jobs import Job
-from napari_attunet.widgets.layers import array_of
 from napari_attunet.widgets.making import layers_of
 from napari_attunet.widgets.question import Question
 from napari_attunet.widgets.sample_table import SampleTable
-from napari_attunet.widgets.suggestions import count_line, next_label, sample_for
+from napari_attunet.widgets.suggestions import (
+    brush_number,
+    count_line,
+    next_label,
+    sample_for,
+)
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -56,11 +60,14 @@ Reopened = tuple[Sample, tuple[Image, Labels, Shapes | None]]
 def paint_background(viewer: napari.viewer.Viewer) -> None:
     """Paint the active labels with the number that says "background"."""
     labels = viewer.layers.selection.active
-    if isinstance(labels, Labels):
-        labels.selected_label = background_brush(array_of(labels).dtype)
-        labels.mode = "paint"
-    else:
+    if not isinstance(labels, Labels):
         show_info("Select a Labels layer first.")
+        return
+    try:
+        labels.selected_label = brush_number(labels)
+        labels.mode = "paint"
+    except DataError as error:
+        complain(error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,27 +201,25 @@ class CollectPanel(DockPart):
 
     # --- painting -------------------------------------------------------------------
 
-    def _paint(self, number: int) -> None:
+    def _paint(self, choose: Callable[[Labels], int]) -> None:
         viewer, labels = self._viewer_ref(), self.choices.corrected
         if viewer is None or labels is None:
+            return
+        try:
+            number = choose(labels)
+        except DataError as error:
+            self._complain(error)
             return
         viewer.layers.selection.active = labels
         labels.selected_label = number
         labels.mode = "paint"
 
     def _on_brush(self) -> None:
-        labels = self.choices.corrected
-        if labels is not None:
-            self._paint(background_brush(array_of(labels).dtype))
+        self._paint(brush_number)
 
     def _on_new_object(self) -> None:
-        labels = self.choices.corrected
-        if labels is None:
-            return
-        try:
-            self._paint(next_label(labels, max(1, len(self.choices.aim.classes))))
-        except DataError as error:
-            self._complain(error)
+        first = max(1, len(self.choices.aim.classes))
+        self._paint(functools.partial(next_label, first=first))
 
     # --- counting -------------------------------------------------------------------
 

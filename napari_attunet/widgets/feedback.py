@@ -37,7 +37,7 @@ class JobBar(QProgressBar):
         """Show how far it is; a job of one step only moves, for it cannot tell."""
         self.setRange(0, progress.total if progress.total > 1 else 0)
         self.setValue(progress.done)
-        seconds = self._time_left(progress) if progress.total else None
+        seconds = self._time_left(progress)
         self.setFormat("%p %" if seconds is None else f"%p %  {_left(seconds)}")
 
 

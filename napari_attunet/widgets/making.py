@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from napari.layers import Image, Labels, Shapes
 
-from napari_attunet.corrections import Correction
+from napari_attunet.corrections import Correction, background_brush
 from napari_attunet.widgets.gathering import shape_shown
 from napari_attunet.widgets.layers import Mark, Snapshot, array_of, set_mark
 from napari_attunet.widgets.poses import Pose, fit
@@ -72,8 +72,11 @@ def layers_of(correction: Correction) -> tuple[Image, Labels, Shapes | None]:
         name=name,
         axis_labels=tuple((plain if rgb else axes).lower()),
     )
+    numbers = np.array(correction.labels)
+    if correction.background is not None:  # it may have been given another number
+        numbers[numbers == correction.background] = background_brush(numbers.dtype)
     labels = Labels(
-        np.array(correction.labels),
+        numbers,
         name=f"{name} labels",
         axis_labels=tuple(plain.lower()),
         opacity=0.6,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import shutil
 import threading
 import time
@@ -42,6 +43,8 @@ __all__ = [
     "learn",
     "look_around",
 ]
+
+logger = logging.getLogger(__name__)
 
 #: Files in the folder of a round, beside those of the training.
 REQUEST, PREVIEW, LOG = "request.json", "preview.safetensors", "log.txt"
@@ -203,10 +206,15 @@ def _open_round(training_set: TrainingSet) -> Open | None:
     for folder in unfinished(training_set):
         if not (folder / REQUEST).is_file():  # not begun in the viewer
             continue
-        record = read_record(folder)
+        try:
+            record = read_record(folder)
+            request = Request.read(training_set, folder)
+        except (DataError, OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("A round of learning cannot be gone on with: %s", error)
+            continue
         if record.total:
             return Open(
-                request=Request.read(training_set, folder),
+                request=request,
                 done=record.done,
                 total=record.total,
                 outcome=record.outcome,

@@ -13,6 +13,7 @@ from napari_attunet.corrections import (
     Output,
     Sample,
     background_brush,
+    brush_is_taken,
 )
 from napari_attunet.errors import DataError
 from napari_attunet.widgets.gathering import Aim, shape_shown
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
 __all__ = [
+    "brush_number",
     "count_line",
     "explain",
     "fits",
@@ -75,7 +77,8 @@ def suggest_extent(labels: Labels) -> Extent:
 def next_label(labels: Labels, first: int = 1) -> int:
     """Return a number above all that are in use, and none below `first`.
 
-    The number of the background brush is no number in use.
+    The number of the background brush is no number in use; and the one below it would
+    say that it is, see `brush_is_taken`.
 
     Raises
     ------
@@ -88,13 +91,32 @@ def next_label(labels: Labels, first: int = 1) -> int:
     if highest == brush:
         highest = int(pixels.max(where=pixels != brush, initial=0))
     number = max(highest + 1, first)
-    number += number == brush
+    number = brush + 1 if number in (brush - 1, brush) else number
     if number > most:
         raise DataError(
             f"“{labels.name}” cannot hold a number above {most}. Right-click it in the "
             "layer list and convert its data type to int32."
         )
     return number
+
+
+def brush_number(labels: Labels) -> int:
+    """Return the number to paint background with.
+
+    Raises
+    ------
+    DataError
+        If it may be an object's.
+    """
+    pixels = np.asarray(array_of(labels))
+    brush = background_brush(pixels.dtype)
+    if brush_is_taken(pixels):
+        raise DataError(
+            f"“{labels.name}” has so many numbers that {brush}, which would say "
+            "background, may be one of them. Draw regions instead: inside of them, "
+            "what is unlabelled is background."
+        )
+    return brush
 
 
 # --- in words --------------------------------------------------------------------

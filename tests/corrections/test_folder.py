@@ -371,12 +371,13 @@ def test_of_large_stacks_of_small_slices_some_is_held_out(training_set):
     assert 3 <= slices.sum() <= 15
 
 
-def test_of_small_stacks_too_small_slices_are_held_out_whole(tmp_path):
-    """Though there are few images, these have too few blocks to hold any out."""
+@pytest.mark.parametrize("count", [2, 6])
+def test_slices_too_small_for_blocks_are_held_out_whole(tmp_path, count):
+    """If there are enough, so that some are left to learn from."""
 
     def held(seed: int) -> list[bool]:
         rng = np.random.default_rng(seed)
-        labels = np.tile(np.pad(np.ones((60, 60), np.int32), 20), (3, 1, 1))
+        labels = np.tile(np.pad(np.ones((60, 60), np.int32), 20), (count, 1, 1))
         image = rng.integers(0, 255, labels.shape, np.uint8)
         few = correction(image=image, labels=labels, axes="ZYX")
         mask = TrainingSet(tmp_path / str(seed)).add(few).validation_mask()
@@ -384,9 +385,9 @@ def test_of_small_stacks_too_small_slices_are_held_out_whole(tmp_path):
         assert slices.tolist() == mask.any((1, 2)).tolist()
         return list(slices)
 
-    slices = [any(held(seed)) for seed in range(8)]
-    assert any(slices)
-    assert not all(slices)
+    stacks = [held(seed) for seed in range(8)]
+    assert any(map(any, stacks)) is (count == 6)
+    assert not any(map(all, stacks))
 
 
 def test_of_strokes_in_many_slices_some_are_held_out(training_set):
@@ -449,12 +450,42 @@ def test_another_image_in_a_sample_is_decided_on_anew(training_set):
     assert new.held == fresh.held != sample.held
 
 
-def test_of_two_that_decided_at_the_same_time_the_first_counts(training_set):
-    first, second = (training_set.add(correction()) for _ in range(2))
-    path = second.folder / "sample.json"
-    said = json.loads(path.read_text("utf-8")) | {"validation": "none", "held": []}
-    path.write_text(json.dumps(said | {"block": []}), "utf-8")
-    assert [s.held for s in training_set.samples()] == [first.held] * 2
+def test_of_two_that_are_added_at_the_same_time_the_first_counts(
+    training_set, monkeypatch
+):
+    for seed in range(1, 6):
+        training_set.add(correction(seed))
+    first = training_set.add(correction())
+    assert first.validation != "blocks"
+    monkeypatch.setattr(TrainingSet, "samples", lambda self: ())  # it saw no other
+    second = training_set.add(correction())
+    assert (second.validation, second.held) == (first.validation, first.held)
+
+
+def test_of_two_samples_of_a_stack_each_slice_is_decided_on_once(training_set):
+    """Be it by whoever came first with something to be known of that slice."""
+    both = stack(0, 1, 2)
+    early = np.arange(3)[:, None, None] == 0
+    first = training_set.add(
+        dataclasses.replace(both, labels=both.labels * early, extent="painted")
+    )
+    rest = dataclasses.replace(both, labels=both.labels * ~early, extent="painted")
+    second = training_set.add(rest)
+    assert any(map(any, held_of(second)[1:]))
+    assert training_set.samples() == (first, second)
+    known = rest.truth().weight > 0
+    assert second.count["held"] == known[second.validation_mask()].sum()
+    training_set.remove(first)
+    assert held_of(training_set.update(second, both)) == held_of(second)
+
+
+def test_slices_seen_as_a_volume_keep_what_is_held_out(training_set):
+    slices = stack(0, 1, 2)
+    first = training_set.add(slices)
+    volume = training_set.add(dataclasses.replace(slices, ndim=3))
+    training_set.remove(first)
+    again = training_set.update(volume, dataclasses.replace(slices, ndim=3))
+    np.testing.assert_array_equal(again.validation_mask(), first.validation_mask())
 
 
 # ---- damage -----------------------------------------------------------------------

@@ -103,7 +103,8 @@ def test_frames_are_the_images_that_they_would_be_alone(rng):
 def test_where_there_are_many_images_a_fifth_of_them_is_held_out():
     known = np.ones((100, 100), bool)
     splits = [
-        split_image(digest(i), known, (50, 50), images=FEW_IMAGES) for i in range(500)
+        split_image(digest(i), known, (50, 50), images=FEW_IMAGES, few=False)
+        for i in range(500)
     ]
     kinds = [s.validation for s in splits]
     assert set(kinds) == {"none", "all"}
@@ -117,12 +118,13 @@ def test_where_there_are_few_blocks_that_hold_something_are_held_out():
     known[:, 310:320] = True
     known[390, 5] = True
     assert known.sum() > FEW_PIXELS
-    split = split_image(digest(1), known, (100, 100), images=FEW_IMAGES - 1)
+    split = split_image(digest(1), known, (100, 100), images=FEW_IMAGES - 1, few=False)
     assert split.validation == "blocks"
     assert len(split.held) == 1  # of six
     assert split.held[0] in {(0, 1), (0, 3), (1, 3), (2, 3), (3, 3), (3, 0)}
     chosen = {
-        split_image(digest(i), known, (100, 100), images=0).held for i in range(100)
+        split_image(digest(i), known, (100, 100), images=0, few=False).held
+        for i in range(100)
     }
     assert len(chosen) == 6
 
@@ -131,44 +133,35 @@ def test_where_there_are_few_blocks_that_hold_something_are_held_out():
 def test_with_too_few_blocks_nothing_is_held_out(cells):
     known = np.zeros((100, 1000), bool)
     known[:, : cells * 100] = True
-    assert split_image(digest(1), known, (100, 100), images=0) == Split()
+    assert split_image(digest(1), known, (100, 100), images=0, few=False) == Split()
 
 
 def test_of_few_strokes_all_is_learnt_from_and_the_future_held_out():
     known = np.zeros((400, 400), bool)
     known[150:180, 105:150] = known[350, :250] = True  # in four of sixteen blocks
     for number in range(20):
-        split = split_image(digest(number), known, (100, 100), images=0)
+        split = split_image(digest(number), known, (100, 100), images=0, few=True)
         held = split_mask(split, known.shape)
         assert len(split.held) == 2  # of eleven
         assert not (guarded(held, (0, 1)) & known).any()
-    assert split_image(digest(0), known, (100, 100), images=FEW_IMAGES) == Split()
+    assert (
+        split_image(digest(0), known, (100, 100), images=FEW_IMAGES, few=True)
+        == Split()
+    )
     everywhere = np.zeros((400, 400), bool)
     everywhere[::50, ::50] = True
-    assert split_image(digest(1), everywhere, (100, 100), images=0) == Split()
+    assert split_image(digest(1), everywhere, (100, 100), images=0, few=True) == Split()
     small = np.zeros((100, 200), bool)  # two blocks
-    assert split_image(digest(1), small, (100, 100), images=0) == Split()
-
-
-def test_frames_are_cut_one_by_one():
-    known = np.ones((6, 100, 90), bool)
-    split = split_image(digest(1), known, block_shape(known.shape, [1, 2]), images=0)
-    assert split.block == (1, 100, 90)
-    ((frame, *rest),) = split.held
-    assert rest == [0, 0]
-    mask = split_mask(split, known.shape)
-    assert mask[frame].all()
-    assert mask.sum() == 9000
+    assert split_image(digest(1), small, (100, 100), images=0, few=True) == Split()
 
 
 @given(n=st.integers(1, 5000))
 def test_blocks_are_about_as_long_as_wanted(n):
-    (block,) = block_shape([n], [0])
+    (block,) = block_shape([n])
     if n < 192:
         assert block == n
     else:
         assert 96 <= block <= 160
-    assert block_shape([n], []) == (1,)
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,10 +175,10 @@ def test_training_keeps_its_distance_within_a_frame(axes, ndim, size, seed):
     ndim = ndim if "Z" in axes else 2
     shape = [3 if a in "TZ" else size for a in axes]
     spatial = frame_axes(axes, ndim)
-    block = block_shape(shape, spatial)
+    block = tuple(min(n, 40) if i in spatial else 1 for i, n in enumerate(shape))
     rng = np.random.default_rng(seed)
     known = rng.random(shape) < 0.5
-    split = split_image(digest(seed), known, tuple(min(b, 40) for b in block), images=0)
+    split = split_image(digest(seed), known, block, images=0, few=False)
     held = split_mask(split, shape)
     near = guarded(held, spatial)
     assert (held <= near).all()
@@ -197,11 +190,11 @@ def test_training_keeps_its_distance_within_a_frame(axes, ndim, size, seed):
 
 def test_a_split_follows_its_image_into_another_order_of_axes(rng):
     known = rng.random((3, 300, 260)) < 0.5
-    split = split_image(digest(1), known, (1, 100, 130), images=0)
+    split = split_image(digest(1), known, (1, 100, 130), images=0, few=False)
     mask = split_mask(split, known.shape)
     moved = in_axes(split, "TYX", "XTY")
     assert np.array_equal(split_mask(moved, (260, 3, 300)), mask.transpose(2, 0, 1))
-    flat = split_image(digest(1), known[0], (100, 130), images=0)
+    flat = split_image(digest(1), known[0], (100, 130), images=0, few=False)
     deep = in_axes(flat, "YX", "ZYX")
     assert np.array_equal(
         split_mask(deep, (1, 300, 260))[0], split_mask(flat, (300, 260))

@@ -188,6 +188,22 @@ def test_stopped_at_once_there_is_nothing_to_go_on_from(training_set, parent, tm
     assert read_record(tmp_path / "round").total == 0
 
 
+def test_stopped_after_it_was_resumed_what_was_learnt_is_compared(
+    training_set, parent, tmp_path
+):
+    folder = tmp_path / "round"
+    steps = run_round(training_set, parent, SETTINGS, folder)
+    while not (folder / "tuned.safetensors").exists():
+        next(steps)
+    steps.close()
+    (folder / "scratch.checkpoint").unlink(missing_ok=True)
+    steps = run_round(training_set, parent, SETTINGS, folder)
+    next(steps)  # it reads the training set
+    steps.throw(Enough())
+    outcome = drain(steps)
+    assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
+
+
 def test_stopped_after_the_set_has_changed(training_set, parent, tmp_path):
     drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
     other = dataclasses.replace(SETTINGS, seed=1)
@@ -499,6 +515,21 @@ def test_what_the_parent_is_sure_of_counts_a_little(sparse):
     sure = after.weight[unknown & left & ~near] > 0
     np.testing.assert_array_equal(sure, (foreground > SURE)[unknown & left & ~near])
     assert not sure.all()
+
+
+def test_objects_are_not_cut_where_what_is_held_out_begins(tmp_path):
+    """Nor does what a model says take their place there, where nothing counts."""
+    image, labels = synthetic_nuclei((256, 256), seed=0)
+    painted = TrainingSet(tmp_path / "set")
+    painted.add(correction(image, labels, extent="painted"))
+    lessons = read_lessons(painted, SETTINGS)
+    ((before,), (told,)) = lessons.learn, lessons.told
+    held = told & (before.weight == 0)
+    assert (before.labels > 0)[held].any()
+    model = load_model("nuclei-fluorescence")
+    (after,) = drain(anchored(lessons, model, "cpu", None))
+    np.testing.assert_array_equal(after.labels[told], before.labels[told])
+    assert not after.weight[held].any()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask.array
 import numpy as np
 import pytest
@@ -421,5 +423,8 @@ def test_a_reopened_correction_is_the_same_again(viewer, axes):
     for name in ("labels", "regions", "prediction"):
         np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
     assert drain(examine(what)).digest == hash_image(first.image, first.axes)
+    other = replace(first, background=2)  # as a script may call it
+    again = layers_of(other)[1].data
+    assert (again == BACKGROUND_BRUSH).sum() == (painted == 2).sum()
     labels.paint((0,) * (labels.ndim - 2) + (6, 6), 5)
     assert painted.max() == 2  # the sample's own pixels are not painted on

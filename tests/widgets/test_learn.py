@@ -575,12 +575,15 @@ def test_what_was_closed_at_once_hides_nothing(
         for _ in range(2)
     )
     os.utime(long_ago.folder / "request.json", (1, 1))
+    damaged = training_set.folder / ROUNDS / "damaged"
+    shutil.copytree(interrupted, damaged)
+    (damaged / "request.json").write_text("half")
     panel.close_down()
     again = LearnPanel(viewer, training_set, library)
     qtbot.addWidget(again)
     qtbot.waitUntil(lambda: not again.open_round.isHidden(), timeout=TIMEOUT)
     assert again.open_round.text.text().endswith(" of 80.")
-    assert set(folders(training_set)) == {interrupted, just_begun.folder}
+    assert set(folders(training_set)) == {interrupted, just_begun.folder, damaged}
 
 
 def test_what_never_began_leaves_nothing(panel, child, training_set, qtbot, told):
