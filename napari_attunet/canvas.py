@@ -165,6 +165,8 @@ class Canvas:
             if keep_probabilities
             else None
         )
+        if self.probabilities is not None:
+            self.probabilities[0] = 1  # where no tile is looked at
         # Objects wait for their whole frame. Half precision resolves 0.0005 near one,
         # far finer than any threshold matters.
         waits = isinstance(labeller, ObjectLabeller)

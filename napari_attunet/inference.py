@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ from napari_attunet.devices import (
     threads,
 )
 from napari_attunet.errors import DeviceError
+from napari_attunet.glance import occupied
 from napari_attunet.networks import FusedUNet
 from napari_attunet.plan import Prepared
 from napari_attunet.progress import Progress, Steps, ahead
@@ -29,6 +30,8 @@ from napari_attunet.view import ImageView
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
 
 __all__ = [
     "Job",
@@ -85,6 +88,8 @@ class Job:
         Of the CPU; by default all cores this process may use.
     attention, probabilities : bool
         Whether to return them.
+    skip_empty : bool
+        Whether tiles are left out in which a glance sees nothing.
     output : {"classes", "objects"}
     labeller : Labeller
     """
@@ -95,6 +100,7 @@ class Job:
     threads: int | None
     attention: bool
     probabilities: bool
+    skip_empty: bool
     output: Literal["classes", "objects"]
     labeller: Labeller
 
@@ -144,7 +150,6 @@ def infer(
     )
     frames = list(view.frames())
     kept = [m for m in network.mechanisms if job.attention and m.kind != "pairwise"]
-    total = len(frames) * len(tiling)
     canvas = _canvas(
         view,
         tiling,
@@ -153,18 +158,32 @@ def infer(
         keep_probabilities=job.probabilities,
         labeller=job.labeller,
     )
-    done = 0
-    reading = _pixels(job.prepared, frames, tiling)
+
+    def look(x: torch.Tensor, part: Tile) -> tuple[Floats, list[Floats]]:
+        with threads(job.threads):
+            return _explain(network, x.to(device.name), part, kept)
+
+    parts = {frame: list(tiling) for frame in frames}
+    if job.skip_empty:
+        for frame in frames:
+            parts[frame] = yield from occupied(
+                job.prepared,
+                frame,
+                tiling,
+                lambda x, part: look(x, part)[0],
+                channels=spec.network.in_channels,
+            )
+    done, total = 0, sum(map(len, parts.values()))
+    reading = _pixels(job.prepared, parts)
     if device.name != "cpu" or (job.threads or default_threads()) > 1:
         reading = ahead(reading)
     with contextlib.closing(reading):
-        for number, frame in enumerate(frames, 1):
+        for number, (frame, wanted) in enumerate(parts.items(), 1):
             where = f"frame {number} of {len(frames)}, " if frames[1:] else ""
-            for part in tiling:
+            for part in wanted:
                 yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-                x = torch.from_numpy(_next(reading))[None].to(device.name)
-                with threads(job.threads) as thread_count:
-                    probabilities, found = _explain(network, x, part, kept)
+                x = torch.from_numpy(_next(reading))[None]
+                probabilities, found = look(x, part)
                 canvas.put(frame, part, probabilities, found)
                 del x, probabilities, found
                 if device.name == "cpu":  # else what tiles leave behind piles up
@@ -180,11 +199,12 @@ def infer(
         "device": str(device),
         "device_reason": device.reason,
         "precision": str(network.dtype).removeprefix("torch."),
-        "threads": thread_count,
+        "threads": job.threads or default_threads(),
         "tile": list(tile),
         "tiles": len(tiling),
+        "skipped": len(frames) * len(tiling) - total,
         "halo": list(job.halo),
-        "exact": whole and network.dtype == torch.float32,
+        "exact": whole and network.dtype == torch.float32 and not job.skip_empty,
         "axes": view.axes,
         "channels": job.prepared.mix.description,
         "output": job.output,
@@ -208,11 +228,11 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _pixels(
-    prepared: Prepared, frames: Sequence[tuple[int, ...]], tiling: Tiling
+    prepared: Prepared, parts: Mapping[tuple[int, ...], Sequence[Tile]]
 ) -> Generator[npt.NDArray[np.float32]]:
-    """Yield what the network sees around every tile of every frame."""
-    for frame in frames:
-        for part in tiling:
+    """Yield what the network sees around the tiles of every frame."""
+    for frame, wanted in parts.items():
+        for part in wanted:
             starts = tuple(r.start for r in part.read)
             yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
 

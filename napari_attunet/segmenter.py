@@ -21,7 +21,8 @@ from napari_attunet.devices import (
     free_memory,
     release_memory,
 )
-from napari_attunet.errors import DeviceError
+from napari_attunet.errors import DataError, DeviceError
+from napari_attunet.glance import CLOSE_LOOK
 from napari_attunet.inference import Job, Overflow, Segmentation, TileTooLarge, infer
 from napari_attunet.model import Model
 from napari_attunet.networks import FusedUNet, fused
@@ -126,6 +127,7 @@ class Segmenter:
         output: Literal["classes", "objects"] | None = None,
         objects: ObjectSettings | None = None,
         threshold: float | None = None,
+        skip_empty: bool = False,
     ) -> Steps[Segmentation]:
         """Segment an image step by step, one tile each.
 
@@ -158,6 +160,11 @@ class Segmenter:
             Used for classes: how probable a class must be to stand against the
             background; by default the model's own, and if it has none the most probable
             class wins.
+        skip_empty : bool
+            Whether to look at a quarter of the resolution first, and closely only at
+            tiles in which there may be something: faster where much is empty, in 2D.
+            What the glance overlooks is lost: objects of a few pixels, see
+            docs/performance.md.
 
         Returns
         -------
@@ -168,11 +175,16 @@ class Segmenter:
         Raises
         ------
         DataError
-            If the image cannot be used.
+            If the image cannot be used, or the options don't go together.
         DeviceError
             If even the smallest tile doesn't fit into memory.
         """
         spec = self.model.spec
+        if skip_empty and (attention or spec.network.ndim != 2):
+            raise DataError(
+                "What is empty can be skipped by 2D models, and without attention, "
+                "which is looked at everywhere: leave out one of the two."
+            )
         yield Progress(0, 1, "Measuring intensities")
         prepared = prepare(
             spec, image, axes=axes, rgb=rgb, region=region, channels=channels
@@ -184,6 +196,7 @@ class Segmenter:
             threads=self.threads,
             attention=attention,
             probabilities=probabilities,
+            skip_empty=skip_empty,
             output=output or spec.output,
             labeller=choose_labeller(spec, output or spec.output, objects, threshold),
         )
@@ -245,7 +258,8 @@ class Segmenter:
         strips, free = device.name == "cpu", free_memory(device)
         room = activation_bytes(network, self.halo, free, strips=strips)
         shape = job.prepared.view.spatial_shape
-        return default_tile(network, shape, self.halo, room, strips=strips)
+        tile = default_tile(network, shape, self.halo, room, strips=strips)
+        return tuple(min(t, CLOSE_LOOK) for t in tile) if job.skip_empty else tile
 
     def _lacking(self, device: Device, precision: str) -> list[str]:
         """Return why it was not computed as fast as it was asked for, in a sentence."""

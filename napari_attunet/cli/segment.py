@@ -110,6 +110,11 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="of objects (default: the model's)",
     )
+    add(
+        "--skip-empty",
+        action="store_true",
+        help="glance first, and look closely only where there may be something",
+    )
     add("--tile", type=numbers, metavar="N", help="edge of the tiles, such as 512")
     add(
         "--format",
@@ -371,6 +376,7 @@ def _options(args: argparse.Namespace, segmenter: Segmenter) -> dict[str, Any]:
         "channels": parse_channels(args.channels),
         "attention": args.attention,
         "probabilities": args.probabilities,
+        "skip_empty": args.skip_empty,
         "output": args.output,
     }
     if args.axes:

@@ -50,6 +50,7 @@ class Options(QCollapsible):
           Part at necks    [-  1.0 px   +]
           Fill holes       [x]
           Show attention   [x]
+          Skip empty parts [ ]
           Tile size        [-  auto     +]
           CPU threads      [-  auto     +]
           Precision        [ auto      v ]
@@ -66,6 +67,7 @@ class Options(QCollapsible):
         self._build()
         self.output.currentIndexChanged.connect(self._show_output)
         self.toggled.connect(self._on_toggled)
+        self.skip_empty.toggled.connect(self.attention.setDisabled)
 
     def _build(self) -> None:
         self.channels = QComboBox()
@@ -114,6 +116,12 @@ class Options(QCollapsible):
         self.attention = QCheckBox()
         self.attention.setChecked(True)
         self.attention.setToolTip("Show what each attention gate lets through")
+        self.skip_empty = QCheckBox()
+        self.skip_empty.setToolTip(
+            "Glance at the image first, and look closely only where there may be "
+            "something; for large images that are mostly empty, without attention. "
+            "Objects of a few pixels may be overlooked"
+        )
         self.tile = QSpinBox()
         self.tile.setRange(0, 8192)
         self.tile.setSingleStep(64)
@@ -149,6 +157,7 @@ class Options(QCollapsible):
             ("Part at necks", self.split_depth),
             ("Fill holes", self.fill_holes),
             ("Show attention", self.attention),
+            ("Skip empty parts", self.skip_empty),
             ("Tile size", self.tile),
             ("CPU threads", self.threads),
             ("Precision", self.precision),
@@ -222,7 +231,8 @@ class Options(QCollapsible):
             output=self.output.currentData(),
             objects=objects,
             threshold=None if self._tells_objects else threshold or None,
-            attention=self.attention.isChecked(),
+            attention=self.attention.isChecked() and not self.skip_empty.isChecked(),
+            skip_empty=self.skip_empty.isChecked(),
         )
 
     @property

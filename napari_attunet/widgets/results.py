@@ -77,6 +77,8 @@ class Settings:
         Axes of the image; empty to find out.
     attention : bool
         Whether to show the gates.
+    skip_empty : bool
+        As the segmenter takes it.
     """
 
     model: str
@@ -90,6 +92,7 @@ class Settings:
     objects: ObjectSettings | None = None
     threshold: float | None = None
     attention: bool = True
+    skip_empty: bool = False
 
 
 def last_settings(layers: Iterable[Layer], source: Image, entry: Entry) -> Settings:
@@ -256,6 +259,7 @@ def compute(task: Task) -> Steps[Outcome]:
         rgb=task.rgb,
         channels=settings.channels,
         attention=settings.attention,
+        skip_empty=settings.skip_empty,
         output=settings.output,
         objects=settings.objects if task.output == "objects" else None,
         threshold=settings.threshold if task.output == "classes" else None,
@@ -340,6 +344,8 @@ def _summary(task: Task, found: Any) -> str:
         what = f"{part:.0%} of the image is not {task.spec.classes[0]}"
     text = f"{what} in {record['seconds']:.1f} s on {record['device']}."
     notes = list(record["fallbacks"])
+    if record["skipped"]:
+        notes.append(f"Tiles skipped since they seemed empty: {record['skipped']}.")
     if record["tiles"] > 1 and not task.spec.network.is_local:
         notes.append(
             f"What pools over the image did so in each of {record['tiles']} tiles."

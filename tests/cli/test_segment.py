@@ -60,6 +60,20 @@ def test_a_folder_gives_what_the_segmenter_gives(
     assert coarse.origin == pytest.approx({"Y": 0.25, "X": 0.125})
 
 
+def test_what_is_empty_can_be_skipped(
+    call: Call, tmp_path: Path, folder: Path, model_file: Path
+) -> None:
+    arguments = ("segment", folder / "a.tif", "--model", model_file, "--skip-empty")
+    assert call(*arguments, "-o", tmp_path / "quick.tif")[0] == 0
+    image = read_image(folder / "a.tif").data
+    segmenter = Segmenter(load_model(model_file))
+    wanted = segmenter.segment(image, axes="YX", skip_empty=True).labels
+    np.testing.assert_array_equal(read_image(tmp_path / "quick.tif").data, wanted)
+    code, _, errors = call(*arguments, "-o", tmp_path / "b.tif", "--attention")
+    assert code != 0
+    assert "without attention" in errors
+
+
 def test_thresholds_and_holes(
     call: Call, tmp_path: Path, folder: Path, model_file: Path
 ) -> None:

@@ -397,6 +397,24 @@ def test_options_reach_the_engine(viewer, widget, qtbot, monkeypatch):
     assert record["device_reason"] == "You chose the CPU."
 
 
+def test_empty_parts_are_skipped(viewer, widget, qtbot):
+    add_cells(viewer)
+    widget.choose_model("grey")
+    widget.options.tile.setValue(64)
+    widget.options.skip_empty.setChecked(True)
+    assert not widget.options.attention.isEnabled()  # that is looked at everywhere
+    run(qtbot, widget)
+    labels = viewer.layers["cells · labels"]
+    assert len(viewer.layers) == 2
+    skipped = labels.metadata[KEY].record["skipped"]
+    said = "Tiles skipped since they seemed empty"
+    assert (said in widget.message.text()) == (skipped > 0)
+    widget.options.skip_empty.setChecked(False)
+    run(qtbot, widget)
+    assert said not in widget.message.text()
+    assert len(viewer.layers) > 2
+
+
 def test_the_loaded_model_is_released_on_request(viewer, widget, qtbot):
     add_cells(viewer)
     widget.start()
