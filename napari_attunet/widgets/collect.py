@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Image, Labels, Shapes
 from napari.utils.notifications import show_info
-from qtpy.QtCore import QTimer, Signal
+from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
 from napari_attunet.corrections import Sample, TrainingSet
@@ -18,14 +17,12 @@ from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.choices import Choices, beside
+from napari_attunet.widgets.counting import Counting
 from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import complain, wrapped_label
 from napari_attunet.widgets.gathering import (
-    Aim,
-    Findings,
     Taken,
     correction_of,
-    examine,
 )
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.making import layers_of
@@ -33,7 +30,6 @@ from napari_attunet.widgets.question import Question
 from napari_attunet.widgets.sample_table import SampleTable
 from napari_attunet.widgets.suggestions import (
     brush_number,
-    count_line,
     next_label,
     sample_for,
 )
@@ -45,9 +41,6 @@ __all__ = ["BRUSH_KEY", "CollectPanel", "paint_background"]
 
 #: Neither the viewer nor a Labels layer has it. A new object is napari's own M.
 BRUSH_KEY = "Shift-B"
-
-#: Milliseconds after the last stroke until it is counted what there is to learn.
-PATIENCE = 300
 
 LOOKS = {
     "classes": "These labels look like classes: many pieces share a number.",
@@ -68,16 +61,6 @@ def paint_background(viewer: napari.viewer.Viewer) -> None:
         labels.mode = "paint"
     except DataError as error:
         complain(error)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Counted:
-    """What was counted last, or is being counted."""
-
-    aim: Aim
-    source: dict[str, Any]
-    predicted: bool
-    key: tuple[Any, ...]  # of the image's pixels
 
 
 class CollectPanel(DockPart):
@@ -114,11 +97,7 @@ class CollectPanel(DockPart):
         super().__init__(parent)
         viewer = unwrapped(napari_viewer)
         self._viewer_ref = weakref.ref(viewer)
-        self._digests: dict[Any, str] = {}
-        self._counted: _Counted | None = None
-        self._findings: Findings | None = None
         self._sample: Sample | None = None  # of the chosen image
-        self._count_job: Job | None = None
         self._job: Job | None = None
         self._build(viewer, training_set)
         self._connect(viewer)
@@ -140,9 +119,7 @@ class CollectPanel(DockPart):
         self.add = QPushButton()
         self.message = wrapped_label()
         self.table = SampleTable(training_set)
-        self.timer = QTimer(self)
-        self.timer.setSingleShot(True)
-        self.timer.setInterval(PATIENCE)
+        self.counting = Counting(self.choices, self)
 
         layout = QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
@@ -157,7 +134,7 @@ class CollectPanel(DockPart):
 
     def _connect(self, viewer: napari.viewer.Viewer) -> None:
         self.choices.changed.connect(self._on_choice)
-        self.choices.edited.connect(self.timer.start)
+        self.choices.edited.connect(self.counting.later)
         self.choices.repainted.connect(self._on_repainted)
         self.choices.labels_added.connect(self._on_new_object)
         self.brush.clicked.connect(self._on_brush)
@@ -167,7 +144,7 @@ class CollectPanel(DockPart):
         self.renew.clicked.connect(self._on_renew)
         self.table.opened.connect(self._on_opened)
         self.table.changed.connect(self._on_table_changed)
-        self.timer.timeout.connect(self._count)
+        self.counting.told.connect(self._show_findings)
         viewer.bind_key(BRUSH_KEY, paint_background, overwrite=True)
 
     # --- from outside ---------------------------------------------------------------
@@ -225,69 +202,13 @@ class CollectPanel(DockPart):
 
     def _on_choice(self) -> None:
         """Know nothing of what was counted: something else is chosen now."""
-        if self._count_job is not None:
-            self._count_job.cancel()
-        self._counted = self._findings = None
+        self.counting.restart()
         self._say("")
         self._show_state()
-        self.timer.start()
 
     def _on_repainted(self) -> None:
-        self._digests.clear()
+        self.counting.forget()
         self._on_choice()
-
-    def _count(self) -> None:
-        if self._count_job is not None:  # of what is out of date; then this again
-            self._count_job.cancel()
-            return
-        source = self.choices.source
-        self._counted = self._findings = None
-        try:
-            taken = self.choices.take()
-        except AttUnetError as error:
-            self._show_findings(str(error))
-            return
-        if taken is None or source is None:
-            self._show_findings("")
-            return
-        shown = tuple(taken.shown.items()) if taken.slices == "shown" else ()
-        self._counted = _Counted(
-            aim=taken.aim,
-            source=taken.source,
-            predicted=taken.prediction is not None,
-            # Which slices are filled may change with every stroke.
-            key=(source.unique_id, taken.axes, shown, taken.slices == "filled"),
-        )
-        digest = (
-            "" if taken.slices == "filled" else self._digests.get(self._counted.key)
-        )
-        work = functools.partial(examine, taken, digest or "")
-        self._count_job = Job(work, self)
-        self._count_job.succeeded.connect(self._on_counted)
-        self._count_job.failed.connect(self._on_count_failed)
-        self._count_job.ended.connect(self._on_count_ended)
-        self._count_job.start()
-
-    def _on_counted(self, findings: Findings) -> None:
-        if self._counted is None:
-            return
-        self._findings = findings
-        if findings.digest:
-            self._digests[self._counted.key] = findings.digest
-        text = findings.problem
-        if findings.count is not None:
-            line = count_line(findings.count, self._counted.aim)
-            text = "\n".join([line, *findings.warnings])
-        self._show_findings(text)
-
-    def _on_count_failed(self, error: Exception) -> None:
-        self._show_findings(str(error))
-
-    def _on_count_ended(self) -> None:
-        again = self._count_job is not None and self._count_job.cancelled
-        self._count_job = None
-        if again:
-            self._count()
 
     def _show_findings(self, text: str) -> None:
         self.count.setText(text)
@@ -296,27 +217,26 @@ class CollectPanel(DockPart):
         self._show_state()
 
     def _ask_kind(self) -> None:
-        findings, counted = self._findings, self._counted
+        counted = self.counting.result
         if (
-            findings is None
-            or counted is None
-            or findings.kind == counted.aim.output
+            counted is None
+            or counted.findings.kind == counted.aim.output
             or counted.predicted
             or self.choices.output_was_chosen
         ):
             self.question.hide()
             return
         self.question.ask(
-            LOOKS[findings.kind],
-            f"Train {findings.kind} instead",
+            LOOKS[counted.findings.kind],
+            f"Train {counted.findings.kind} instead",
             f"No, they are {counted.aim.output}",
         )
 
     def _on_answered(self, yes: bool) -> None:
-        findings, labels = self._findings, self.choices.corrected
-        if findings is None or labels is None:
+        counted, labels = self.counting.result, self.choices.corrected
+        if counted is None or labels is None:
             return
-        output = findings.kind if yes else self.choices.aim.output
+        output = counted.findings.kind if yes else self.choices.aim.output
         self.choices.say(labels, output=output)
         self.output_chosen.emit(output)
 
@@ -324,11 +244,13 @@ class CollectPanel(DockPart):
 
     def _show_state(self) -> None:
         """Offer what can be done, such as to update the sample of this image."""
-        counted, findings = self._counted, self._findings
         self._sample = None
-        if counted is not None and findings is not None:
+        if (counted := self.counting.result) is not None:
             self._sample = sample_for(
-                self.table.samples, counted.source, counted.aim.output, findings.digest
+                self.table.samples,
+                counted.source,
+                counted.aim.output,
+                counted.findings.digest,
             )
         thing = "object" if self.choices.aim.output == "objects" else "class"
         self.new_object.setText(f"New {thing}")
@@ -426,10 +348,9 @@ class CollectPanel(DockPart):
 
     def close_down(self) -> None:
         """Stop all work and let go of the viewer and its layers."""
-        self.timer.stop()
-        for job in (self._count_job, self._job):
-            if job is not None:
-                job.cancel()
+        self.counting.stop()
+        if self._job is not None:
+            self._job.cancel()
         self.choices.release()
 
 

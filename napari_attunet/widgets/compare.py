@@ -6,18 +6,13 @@ import functools
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
-from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtCore import QTimer, Signal
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QButtonGroup,
     QHBoxLayout,
-    QHeaderView,
     QPushButton,
-    QSizePolicy,
-    QTableWidget,
-    QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
@@ -26,6 +21,7 @@ from napari_attunet.progress import Progress
 from napari_attunet.widgets.comparison import Comparison, describe
 from napari_attunet.widgets.feedback import wrapped_label
 from napari_attunet.widgets.jobs import Job
+from napari_attunet.widgets.score_table import ScoreTable
 
 if TYPE_CHECKING:
     import napari.viewer
@@ -35,22 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CompareView"]
 
-#: Rows of the table, and what they stand for.
-MEANINGS = {
-    "parent": "The model that learning started from",
-    "tuned": "That model, trained further",
-    "scratch": "A new model, trained from nothing",
-}
-
-#: Columns of the table, under two heads.
-MEASURED = {"validation": "held out", "corrections": "corrections"}
-SCORES = {"dice": "Dice", "ap50": "AP50"}
-
 #: What the button says where there is an old model, and where there is none.
 SHOW_CHANGES, SHOW_NEW = "Show what would change", "Show what it finds"
-
-#: Rows above the contenders.
-HEAD = 2
 
 
 class CompareView(QWidget):
@@ -99,7 +81,7 @@ class CompareView(QWidget):
         self.clear()
 
     def _build(self) -> None:
-        self.table = _Table()
+        self.table = ScoreTable()
         self.reason = wrapped_label()
         self.show_changes = QPushButton(SHOW_CHANGES)
         self.show_changes.setToolTip(
@@ -310,97 +292,3 @@ class CompareView(QWidget):
     def _on_accept(self) -> None:
         if self.chosen is not None:
             self.accepted.emit(self.chosen.name)
-
-
-class _Table(QTableWidget):
-    """Contenders in rows, scores in columns under what they were measured on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-        self.setSelectionBehavior(QAbstractItemView.SelectionBehavior.SelectRows)
-        self.setSelectionMode(QAbstractItemView.SelectionMode.SingleSelection)
-        self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        self.setSizePolicy(QSizePolicy.Policy.Expanding, QSizePolicy.Policy.Fixed)
-        self.setShowGrid(False)
-        # Qt's own headers cannot span columns.
-        self._head = cast("Any", self.horizontalHeader())
-        self._head.setVisible(False)
-        self._side = cast("Any", self.verticalHeader())
-        self._side.setVisible(False)
-
-    @property
-    def chosen(self) -> int:
-        """Number of the selected contender; negative if none is."""
-        return self.currentRow() - HEAD
-
-    def fill(self, contenders: Sequence[Contender], proposed: str) -> None:
-        """Show the contenders, and select the proposed one."""
-        columns = [
-            (on, name)
-            for on in MEASURED
-            for name in SCORES
-            if any(name in c.scores.get(on, {}) for c in contenders)
-        ]
-        self.clear()
-        self.clearSpans()
-        self.setRowCount(HEAD + len(contenders))
-        self.setColumnCount(1 + len(columns))
-        for row in range(HEAD):
-            self._put(row, 0, "", head=True)
-        for column, (on, name) in enumerate(columns, 1):
-            self._put(0, column, MEASURED[on], head=True)
-            self._put(1, column, SCORES[name], head=True)
-        for on in MEASURED:
-            of = [i for i, (o, _) in enumerate(columns, 1) if o == on]
-            if of[1:]:
-                self.setSpan(0, of[0], 1, len(of))
-        for row, contender in enumerate(contenders, HEAD):
-            star = " ★" if contender.name == proposed else ""
-            meaning = MEANINGS.get(contender.name, "")
-            tip = f"{meaning} ({contender.model}){'; proposed' * bool(star)}"
-            self._put(row, 0, contender.name + star, tip=tip)
-            for column, (on, name) in enumerate(columns, 1):
-                score = contender.scores.get(on, {}).get(name)
-                all_scores = [c.scores.get(on, {}).get(name, -1.0) for c in contenders]
-                best = max(all_scores) if len(set(all_scores)) > 1 else None
-                text = "–" if score is None else f"{score:.3f}"
-                self._put(row, column, text, bold=score is not None and score == best)
-            if contender.name == proposed:
-                self.selectRow(row)
-        self._head.setSectionResizeMode(QHeaderView.ResizeMode.Stretch)
-        self._head.setSectionResizeMode(0, QHeaderView.ResizeMode.ResizeToContents)
-        self._side.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        self._fit_height()
-
-    def _put(
-        self,
-        row: int,
-        column: int,
-        text: str,
-        *,
-        head: bool = False,
-        bold: bool = False,
-        tip: str = "",
-    ) -> None:
-        item = QTableWidgetItem(text)
-        item.setToolTip(tip)
-        if column:
-            item.setTextAlignment(Qt.AlignmentFlag.AlignCenter)
-        if head:
-            item.setFlags(Qt.ItemFlag.NoItemFlags)
-        font = item.font()
-        font.setBold(bold)
-        item.setFont(font)
-        self.setItem(row, column, item)
-
-    def _fit_height(self) -> None:
-        rows = sum(self.rowHeight(row) for row in range(self.rowCount()))
-        self.setFixedHeight(rows + 2 * self.frameWidth())
-
-    def changeEvent(self, event: Any) -> None:  # noqa: N802 - Qt's name
-        """Keep all rows in sight when the theme brings another font."""
-        super().changeEvent(event)
-        if event.type() in (QEvent.Type.FontChange, QEvent.Type.StyleChange):
-            QTimer.singleShot(0, self._fit_height)

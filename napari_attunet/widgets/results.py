@@ -1,15 +1,15 @@
-"""One segmentation of a layer: what it takes along, what it does, how it comes home.
+"""One segmentation of a layer: what it takes along, and what it does.
 
 Nothing here knows Qt. A `Task` is put together in the thread of the GUI and holds all
 that the work needs; `compute` does the work in any thread, down to making new layers,
-which is slow for napari; `deliver` brings these to the viewer, one at a time.
+which is slow for napari. How results come home is `napari_attunet.widgets.delivery`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,21 +24,15 @@ from napari_attunet.widgets.layers import (
     Snapshot,
     array_of,
     attention_look,
-    attention_name,
     axes_of,
     fingerprint,
     label_colours,
-    labels_name,
     mark_of,
     results_of,
-    set_mark,
 )
 from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
-
-if TYPE_CHECKING:
-    from napari.components import LayerList
 
 #: Of numbers that are no class of the model: of new classes that the user paints, in
 #: colours that most people can tell apart (https://jfly.uni-koeln.de/color), and of any
@@ -48,12 +42,11 @@ MORE_CLASSES = 24
 UNKNOWN = "#a0a0a0"
 
 __all__ = [
-    "EditWatch",
     "Outcome",
+    "Result",
     "Settings",
     "Task",
     "compute",
-    "deliver",
     "last_settings",
     "plan",
 ]
@@ -351,95 +344,3 @@ def _summary(task: Task, found: Any) -> str:
             f"What pools over the image did so in each of {record['tiles']} tiles."
         )
     return " ".join([text, *notes])
-
-
-class EditWatch:
-    """Notices which labels are edited while a task is under way.
-
-    What was edited before, the fingerprints tell; but the work reads the pixels at
-    some moment, and what comes after it must not be lost either.
-    """
-
-    def __init__(self, layers: Sequence[Layer], task: Task) -> None:
-        known = {layer_id: data for layer_id, data, _ in task.earlier}
-        self._watched = [
-            (layer, known[layer.unique_id], _history(layer))
-            for layer in layers
-            if layer.unique_id in known
-        ]
-        self._edited: set[Any] = set()
-        for layer, _, _ in self._watched:
-            layer.events.labels_update.connect(self._on_edit)
-            layer.events.paint.connect(self._on_edit)
-
-    def _on_edit(self, event: Any) -> None:
-        self._edited.add(event.source.unique_id)
-
-    def has_edited(self, layer: Layer) -> bool:
-        """Return whether the user painted on a layer or gave it other data."""
-        changed = any(
-            w is layer and (w.data is not data or _history(w) != history)
-            for w, data, history in self._watched
-        )
-        return changed or layer.unique_id in self._edited
-
-    def stop(self) -> None:
-        """Watch no more, and let go of the layers."""
-        for layer, _, _ in self._watched:
-            layer.events.labels_update.disconnect(self._on_edit)
-            layer.events.paint.disconnect(self._on_edit)
-        self._watched = []
-
-
-def _history(layer: Layer) -> tuple[int, ...]:
-    """Return how much could be undone and done again, of which no event tells."""
-    names = ("_undo_history", "_redo_history")
-    return tuple(len(getattr(layer, name, ())) for name in names)
-
-
-def deliver(
-    outcome: Outcome, layers: LayerList, source: Image, watch: EditWatch
-) -> Iterator[Layer]:
-    """Bring results to the viewer; yields after each, for the window to breathe.
-
-    Ends early if the source is gone by then.
-
-    Parameters
-    ----------
-    outcome : Outcome
-    layers : LayerList
-        The viewer's.
-    source : Image
-        Where it lies and what it is called is looked up now: it may have been moved
-        and renamed meanwhile.
-    watch : EditWatch
-        Since the task was planned. It is stopped at the end.
-    """
-    try:
-        for result in outcome.results:
-            if source not in layers:
-                return
-            yield _deliver(result, outcome.task, layers, source, watch)
-    finally:
-        watch.stop()
-
-
-def _deliver(
-    result: Result, task: Task, layers: LayerList, source: Image, watch: EditWatch
-) -> Layer:
-    now = Pose.of(source)
-    values, place = result.fit(task, now if now.ndim == task.pose.ndim else task.pose)
-    found = next((at for at in layers if at.unique_id == result.reuse), None)
-    usable = found is not None and found.ndim == values.ndim
-    if found is not None and usable and not watch.has_edited(found):
-        layer = found
-        layer.data = values
-    else:
-        layer = result.fresh or result.make(task, now)
-        name = attention_name if result.title else labels_name
-        layer.name = name(source.name, *result.title)
-    place.apply_to(layer)
-    set_mark(layer, replace(result.mark, layer=layer.unique_id))
-    if layer is not found:
-        layers.append(layer)
-    return layer

@@ -23,18 +23,13 @@ from napari_attunet.errors import AttUnetError
 from napari_attunet.library import Entry, Library
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.widgets.boxes import ImageBox, ModelBox
+from napari_attunet.widgets.delivery import EditWatch, deliver
 from napari_attunet.widgets.docks import DockPart, unwrapped
 from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.layers import array_of, axes_of, is_result
 from napari_attunet.widgets.options import Options, let_shrink, make_form
-from napari_attunet.widgets.results import (
-    EditWatch,
-    Outcome,
-    compute,
-    deliver,
-    plan,
-)
+from napari_attunet.widgets.results import Outcome, compute, plan
 from napari_attunet.widgets.warm import let_go
 from napari_attunet.widgets.warmup import load_engine
 

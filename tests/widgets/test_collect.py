@@ -23,6 +23,7 @@ from napari_attunet.model import Model, save_model
 from napari_attunet.progress import Progress
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.widgets import collect as module
+from napari_attunet.widgets import counting
 from napari_attunet.widgets.collect import BRUSH_KEY, CollectPanel, paint_background
 from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.layers import prediction_of
@@ -47,7 +48,7 @@ def training_set(tmp_path):
 def panel(viewer, training_set):
     panel = CollectPanel(viewer, training_set)
     viewer.window.add_dock_widget(panel, name="test")
-    panel.timer.setInterval(10)
+    panel.counting.timer.setInterval(10)
     return panel
 
 
@@ -79,7 +80,7 @@ def paint_disk(labels, centre, number, size=20) -> None:
 def counted(qtbot, panel) -> str:
     """What the count line says once nothing is left to count."""
     qtbot.waitUntil(
-        lambda: not panel.timer.isActive() and panel._count_job is None,
+        lambda: not panel.counting.busy,
         timeout=TIMEOUT,
     )
     return panel.count.text().replace("\u202f", " ")
@@ -318,7 +319,7 @@ def test_counting_never_waits_for_what_is_out_of_date(
 ):
     _, labels = painted(viewer, panel)
     counted(qtbot, panel)
-    examine, starts = module.examine, []
+    examine, starts = counting.examine, []
     go = threading.Event()
 
     def waiting(taken, digest):
@@ -328,7 +329,7 @@ def test_counting_never_waits_for_what_is_out_of_date(
             yield Progress(0, 0)
         return (yield from examine(taken, digest))
 
-    monkeypatch.setattr(module, "examine", waiting)
+    monkeypatch.setattr(counting, "examine", waiting)
     paint_disk(labels, (140, 20), 3)
     qtbot.waitUntil(lambda: len(starts) == 1, timeout=TIMEOUT)
     paint_disk(labels, (140, 60), 4)
@@ -447,9 +448,11 @@ def test_slices(viewer, panel, qtbot, training_set):
     counted(qtbot, panel)
     viewer.dims.set_current_step(0, 4)
     qtbot.wait(5)
-    assert not panel.timer.isActive()  # scrolling changes nothing of all slices
+    assert (
+        not panel.counting.timer.isActive()
+    )  # scrolling changes nothing of all slices
     labels.undo()
-    assert panel.timer.isActive()
+    assert panel.counting.timer.isActive()
     labels.redo()
     slices = panel.choices.slices
     slices.setCurrentIndex(slices.findData("filled"))
@@ -691,7 +694,7 @@ def test_a_closed_panel_is_collected(viewer, qtbot, training_set):
     panel = CollectPanel(viewer, training_set)
     viewer.window.add_dock_widget(panel)
     painted(viewer, panel)
-    panel.timer.setInterval(10)
+    panel.counting.timer.setInterval(10)
     press(qtbot, panel, panel.add)
     gone = weakref.ref(panel)
     viewer.window.remove_dock_widget(panel)

@@ -20,7 +20,7 @@ from napari_attunet.model import Model, save_model
 from napari_attunet.progress import drain
 from napari_attunet.spec import ModelSpec, NetworkSpec
 from napari_attunet.training.record import Contender, Round
-from napari_attunet.widgets.compare import HEAD, CompareView
+from napari_attunet.widgets.compare import CompareView
 from napari_attunet.widgets.comparison import (
     CHANGE_COLOURS,
     GAINED,
@@ -31,6 +31,7 @@ from napari_attunet.widgets.comparison import (
     describe,
 )
 from napari_attunet.widgets.layers import is_result
+from napari_attunet.widgets.score_table import HEAD
 
 TIMEOUT = 20_000
 

@@ -856,7 +856,7 @@ def test_an_error_in_delivery_does_not_kill_the_dock(
 ):
     add_cells(viewer)
     monkeypatch.setattr(
-        "napari_attunet.widgets.results.set_mark", lambda *_: 1 // 0, raising=True
+        "napari_attunet.widgets.delivery.set_mark", lambda *_: 1 // 0, raising=True
     )
     with qtbot.waitSignal(widget.finished, timeout=TIMEOUT) as signal:
         widget.start()

@@ -18,10 +18,11 @@ from napari_attunet.model import Model, save_model
 from napari_attunet.progress import drain
 from napari_attunet.spec import AttentionSpec, GateSpec, ModelSpec, NetworkSpec
 from napari_attunet.widgets import warm
+from napari_attunet.widgets.delivery import EditWatch, deliver
 from napari_attunet.widgets.inspect.look import Look, last_run, statistics_steps
 from napari_attunet.widgets.inspect.seen import Seen
 from napari_attunet.widgets.poses import Pose, in_units_of
-from napari_attunet.widgets.results import EditWatch, Settings, compute, deliver, plan
+from napari_attunet.widgets.results import Settings, compute, plan
 
 #: napari says so of every volume that is turned out of its slices.
 pytestmark = pytest.mark.filterwarnings("ignore:Non-orthogonal slicing:UserWarning")
