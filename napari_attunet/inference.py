@@ -18,11 +18,11 @@ from napari_attunet.devices import (
     release_memory,
     threads,
 )
-from napari_attunet.errors import DeviceError
+from napari_attunet.errors import Cancelled, DeviceError
 from napari_attunet.glance import occupied
 from napari_attunet.networks import FusedUNet
 from napari_attunet.plan import Prepared
-from napari_attunet.progress import Progress, Steps, ahead
+from napari_attunet.progress import Progress, Steps, ahead, unwanted
 from napari_attunet.spec import ModelSpec
 from napari_attunet.tiling import Tile, Tiling
 from napari_attunet.view import ImageView
@@ -40,6 +40,7 @@ __all__ = [
     "TileTooLarge",
     "class_probabilities",
     "infer",
+    "interruptible",
 ]
 
 
@@ -140,6 +141,8 @@ def infer(
         If the network computes in 16 bits, and on this image they are too few.
     DeviceError
         If the results don't.
+    Cancelled
+        If within a tile it is no longer wanted; see `interruptible`.
     """
     view, spec = job.prepared.view, job.spec
     tiling = Tiling(
@@ -217,6 +220,22 @@ def infer(
         canvas.tables(),
         record,
     )
+
+
+def interruptible(network: FusedUNet) -> FusedUNet:
+    """Let a network end within a tile, between two layers, if it is `unwanted`.
+
+    A tile takes seconds, that of a wide network many.
+    """
+
+    def ask(*_: object) -> None:
+        if unwanted():
+            raise Cancelled("The segmentation was cancelled.")
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_pre_hook(ask)
+    return network
 
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:

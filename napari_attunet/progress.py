@@ -1,18 +1,30 @@
 """Long work is a generator: it yields `Progress` and returns its result.
 
 The same generator is drained by the command line with a bar, by a thread of the
-viewer, and by hand in tests. Whoever drains it may stop at any step by closing it.
+viewer, and by hand in tests. Whoever drains it may stop at any step by closing it; and
+within a step that takes seconds, if it asks `unwanted` now and then, by `until`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-__all__ = ["Enough", "Progress", "Steps", "TimeLeft", "ahead", "drain"]
+__all__ = [
+    "Enough",
+    "Progress",
+    "Steps",
+    "TimeLeft",
+    "ahead",
+    "drain",
+    "until",
+    "unwanted",
+]
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -70,6 +82,30 @@ def drain(
         return result
     finally:
         steps.close()
+
+
+_stop: ContextVar[Callable[[], bool]] = ContextVar("stop", default=lambda: False)
+
+
+@contextmanager
+def until(stop: Callable[[], bool]) -> Iterator[None]:
+    """Tell what runs in this thread within the block when it is no longer wanted.
+
+    Parameters
+    ----------
+    stop : callable
+        Returns whether that is so; it is asked often.
+    """
+    token = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+
+
+def unwanted() -> bool:
+    """Return whether nobody wants the step that is being made in this thread."""
+    return _stop.get()()
 
 
 class TimeLeft:

@@ -23,7 +23,14 @@ from napari_attunet.devices import (
 )
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.glance import CLOSE_LOOK
-from napari_attunet.inference import Job, Overflow, Segmentation, TileTooLarge, infer
+from napari_attunet.inference import (
+    Job,
+    Overflow,
+    Segmentation,
+    TileTooLarge,
+    infer,
+    interruptible,
+)
 from napari_attunet.model import Model
 from napari_attunet.networks import FusedUNet, fused
 from napari_attunet.plan import (
@@ -290,7 +297,8 @@ class Segmenter:
                 network = self.model.network
                 if next(network.parameters()).device.type != device.name.split(":")[0]:
                     network = copy.deepcopy(network).to(device.name)
-                self._networks[device.name, dtype] = fused(network, dtype)
+                faster = interruptible(fused(network, dtype))
+                self._networks[device.name, dtype] = faster
             return self._networks[device.name, dtype]
 
     def _leave(self, device: Device) -> None:

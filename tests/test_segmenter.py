@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from napari_attunet import inference, plan
 from napari_attunet.canvas import in_pixels
-from napari_attunet.errors import DataError, DeviceError
+from napari_attunet.errors import Cancelled, DataError, DeviceError
 from napari_attunet.model import Model
 from napari_attunet.networks import AttentionUNet, fused
 from napari_attunet.plan import activation_bytes, default_halo, default_tile
-from napari_attunet.progress import drain
+from napari_attunet.progress import drain, until
 from napari_attunet.receptive import STRIP
 from napari_attunet.segmenter import Segmenter, segment
 from napari_attunet.spec import (
@@ -621,6 +621,23 @@ def test_cancel_takes_effect_at_the_next_tile(monkeypatch):
     assert len(runs) == 3
     with pytest.raises(StopIteration):
         next(steps)
+
+
+def test_cancel_takes_effect_within_a_tile():
+    model, image = make_model(), make_image((64, 64))
+    segmenter = Segmenter(model)
+    wanted = segmenter.segment(image).labels
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) > 3
+
+    with pytest.raises(Cancelled), until(stop):
+        segmenter.segment(image)
+    assert len(asked) == 4
+    assert not any(m._forward_pre_hooks for m in model.network.modules())
+    np.testing.assert_array_equal(segmenter.segment(image).labels, wanted)
 
 
 def test_progress_counts_every_tile():

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from qtpy.QtCore import QCoreApplication, QObject, QRunnable, QThreadPool, Signal, Slot
 
-from napari_attunet.progress import Progress, Steps
+from napari_attunet.progress import Progress, Steps, until
 
 __all__ = ["Job"]
 
@@ -127,15 +127,14 @@ class _Work(QRunnable):
             return None
         steps = make_steps()
         try:
-            for_next = iter(steps)
-            while not self.stop.is_set():
-                try:
-                    self.news.progressed.emit(next(for_next))
-                except StopIteration as end:
-                    return end.value
-            return None
+            with until(self.stop.is_set):
+                while not self.stop.is_set():
+                    self.news.progressed.emit(next(steps))
+        except StopIteration as end:
+            return end.value
         finally:
             steps.close()  # frees the memory now, in this thread
+        return None
 
     def _let_go(self, *_: object) -> None:
         self.alive.discard(self)
