@@ -14,6 +14,7 @@ from napari_attunet.corrections.truth import (
     Extent,
     Output,
     Truth,
+    background_brush,
     kind_of,
     truth,
 )
@@ -253,7 +254,16 @@ class Correction:
 
     def _warnings(self, found: Truth) -> Iterator[str]:
         counts = found.weight > 0
-        labelled = np.asarray(self.labels) != 0
+        labels = np.asarray(self.labels)
+        labelled = labels != 0
+        brush = background_brush(labels.dtype)
+        silent = self.extent == "painted" and self.background is None
+        if silent and (labels == brush).any():
+            yield (
+                f"The number {brush} counts as any other, not as background: there are "
+                "so many that it may be one of them. To show where there is nothing, "
+                "draw regions."
+            )
         if self.extent == "regions":
             said = labelled if self.prediction is None else found.changed
             if outside := np.count_nonzero(said & ~counts):

@@ -90,16 +90,11 @@ def brush_in(labels: Labels) -> int | None:
     """Return the number that says "background" in labels, if there is any.
 
     Objects are counted upwards: where the number below is there as well, both are
-    objects; see `brush_is_taken`.
+    objects.
     """
     brush = background_brush(labels.dtype)
-    painted = bool((labels == brush).any()) and not brush_is_taken(labels)
+    painted = bool((labels == brush).any()) and not (labels == brush - 1).any()
     return brush if painted else None
-
-
-def brush_is_taken(labels: Labels) -> bool:
-    """Return whether there are so many objects that the brush's number may be one."""
-    return bool((labels == background_brush(labels.dtype) - 1).any())
 
 
 def truth(

@@ -12,7 +12,7 @@ from napari.utils.notifications import show_info
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QPushButton, QVBoxLayout, QWidget
 
-from napari_attunet.corrections import Sample, TrainingSet
+from napari_attunet.corrections import Sample, TrainingSet, background_brush
 from napari_attunet.errors import AttUnetError, DataError
 from napari_attunet.progress import Progress, Steps
 from napari_attunet.spec import ModelSpec
@@ -25,11 +25,11 @@ from napari_attunet.widgets.gathering import (
     correction_of,
 )
 from napari_attunet.widgets.jobs import Job
+from napari_attunet.widgets.layers import array_of
 from napari_attunet.widgets.making import layers_of
 from napari_attunet.widgets.question import Question
 from napari_attunet.widgets.sample_table import SampleTable
 from napari_attunet.widgets.suggestions import (
-    brush_number,
     next_label,
     sample_for,
 )
@@ -56,11 +56,8 @@ def paint_background(viewer: napari.viewer.Viewer) -> None:
     if not isinstance(labels, Labels):
         show_info("Select a Labels layer first.")
         return
-    try:
-        labels.selected_label = brush_number(labels)
-        labels.mode = "paint"
-    except DataError as error:
-        complain(error)
+    labels.selected_label = background_brush(array_of(labels).dtype)
+    labels.mode = "paint"
 
 
 class CollectPanel(DockPart):
@@ -178,25 +175,27 @@ class CollectPanel(DockPart):
 
     # --- painting -------------------------------------------------------------------
 
-    def _paint(self, choose: Callable[[Labels], int]) -> None:
+    def _paint(self, number: int) -> None:
         viewer, labels = self._viewer_ref(), self.choices.corrected
         if viewer is None or labels is None:
-            return
-        try:
-            number = choose(labels)
-        except DataError as error:
-            self._complain(error)
             return
         viewer.layers.selection.active = labels
         labels.selected_label = number
         labels.mode = "paint"
 
     def _on_brush(self) -> None:
-        self._paint(brush_number)
+        labels = self.choices.corrected
+        if labels is not None:
+            self._paint(background_brush(array_of(labels).dtype))
 
     def _on_new_object(self) -> None:
-        first = max(1, len(self.choices.aim.classes))
-        self._paint(functools.partial(next_label, first=first))
+        labels = self.choices.corrected
+        if labels is None:
+            return
+        try:
+            self._paint(next_label(labels, max(1, len(self.choices.aim.classes))))
+        except DataError as error:
+            self._complain(error)
 
     # --- counting -------------------------------------------------------------------
 

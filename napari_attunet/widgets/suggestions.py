@@ -13,7 +13,6 @@ from napari_attunet.corrections import (
     Output,
     Sample,
     background_brush,
-    brush_is_taken,
 )
 from napari_attunet.errors import DataError
 from napari_attunet.widgets.gathering import Aim, shape_shown
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from napari.layers import Image, Labels
 
 __all__ = [
-    "brush_number",
     "count_line",
     "explain",
     "fits",
@@ -78,7 +76,7 @@ def next_label(labels: Labels, first: int = 1) -> int:
     """Return a number above all that are in use, and none below `first`.
 
     The number of the background brush is no number in use; and the one below it would
-    say that it is, see `brush_is_taken`.
+    say that it is, see `brush_in`.
 
     Raises
     ------
@@ -98,25 +96,6 @@ def next_label(labels: Labels, first: int = 1) -> int:
             "layer list and convert its data type to int32."
         )
     return number
-
-
-def brush_number(labels: Labels) -> int:
-    """Return the number to paint background with.
-
-    Raises
-    ------
-    DataError
-        If it may be an object's.
-    """
-    pixels = np.asarray(array_of(labels))
-    brush = background_brush(pixels.dtype)
-    if brush_is_taken(pixels):
-        raise DataError(
-            f"“{labels.name}” has so many numbers that {brush}, which would say "
-            "background, may be one of them. Draw regions instead: inside of them, "
-            "what is unlabelled is background."
-        )
-    return brush
 
 
 # --- in words --------------------------------------------------------------------

@@ -158,6 +158,15 @@ WARNED = {
         "150 labelled pixels lie outside",
     ),
     "empty": ({"labels": EMPTY}, "Nothing is labelled"),
+    "the brush is an object": (
+        {
+            "labels": np.array([0, 254, 253, *range(3, 10)], np.uint8)[
+                correction().labels
+            ],
+            "extent": "painted",
+        },
+        "The number 254 counts as any other, not as background",
+    ),
     "classes as objects": (
         {"labels": (correction().labels > 0).astype(int)},
         "look like classes",

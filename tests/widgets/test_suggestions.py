@@ -22,7 +22,6 @@ from napari_attunet.errors import DataError
 from napari_attunet.widgets.gathering import Aim
 from napari_attunet.widgets.layers import Mark, Snapshot, set_mark
 from napari_attunet.widgets.suggestions import (
-    brush_number,
     count_line,
     explain,
     fits,
@@ -100,7 +99,6 @@ def test_the_next_label_takes_the_brush_for_no_object():
     assert next_label(layer) == 8
     layer.data[0, 0] = BACKGROUND_BRUSH - 2
     assert next_label(layer) == BACKGROUND_BRUSH + 1
-    assert brush_number(layer) == BACKGROUND_BRUSH
     layer.data[0, 0] = BACKGROUND_BRUSH + 1
     assert next_label(layer) == BACKGROUND_BRUSH + 2
 
@@ -108,20 +106,12 @@ def test_the_next_label_takes_the_brush_for_no_object():
 def test_small_integers_run_out():
     layer = Labels(np.full((6, 8), 252, np.uint8), name="mine")
     assert next_label(layer) == 255  # 254 is the background brush
-    layer.data[1, 1] = brush_number(layer)
+    layer.data[1, 1] = background_brush(np.uint8)
     assert next_label(layer) == 255
     assert brush_in(layer.data) == 254
     layer.data[0, 0] = 255
     with pytest.raises(DataError, match="“mine” cannot hold a number above 255"):
         next_label(layer)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
-def test_the_brush_is_not_offered_where_its_number_may_be_an_object(dtype):
-    layer = Labels(np.zeros((6, 8), dtype), name="mine")
-    layer.data[0, 0] = background_brush(dtype) - 1
-    with pytest.raises(DataError, match=r"“mine” has so many numbers .* regions"):
-        brush_number(layer)
 
 
 def test_counts_in_words():
