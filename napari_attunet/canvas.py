@@ -89,6 +89,11 @@ class ClassLabeller:
 
     threshold: float | None = None
 
+    @property
+    def least(self) -> float:
+        """How probable it is at least that there is something where it is labelled."""
+        return 0.5 if self.threshold is None else self.threshold
+
     def label(self, probabilities: Floats) -> npt.NDArray[np.int32]:
         """Return the class of each pixel of (K, *spatial) probabilities."""
         return class_labels(probabilities, threshold=self.threshold)
@@ -100,6 +105,11 @@ class ObjectLabeller:
 
     settings: ObjectSettings
     has_boundary: bool
+
+    @property
+    def least(self) -> float:
+        """How probable it is at least that there is something where it is labelled."""
+        return self.settings.foreground_threshold
 
     def keep(self, probabilities: Floats) -> tuple[Floats, npt.NDArray[np.bool_]]:
         """Return of (K, *spatial) how probable interiors are, and where objects are.
@@ -244,6 +254,8 @@ class Canvas:
         self._first = max(self._first, int(labels.max(initial=0)) + 1)
         whole = tuple(slice(0, n) for n in view.spatial_shape)
         self.labels[view.label_index(frame, whole)] = view.to_label_order(labels)
+        self._interior.fill(0)  # of the next frame, tiles may be left out
+        self._foreground.fill(False)
 
     def maps(self) -> tuple[AttentionMap, ...]:
         """Return what lies on a grid, in the order of the mechanisms."""

@@ -28,9 +28,12 @@ CLOSE_LOOK = 512
 #: Pixels in one of the glance, along each axis.
 REDUCTION = 4
 
-#: How probable something must be to deserve a close look. See docs/performance.md for
-#: what is overlooked.
-SEEN = 0.1
+#: Edge of what is reduced at a time, in pixels of the image.
+BLOCK = 1024
+
+#: Of the probability at which something is labelled, so much deserves a close look. See
+#: docs/performance.md for what is overlooked.
+SEEN = 0.2
 
 #: So many pixels of the glance around it are looked at, too.
 MARGIN = 4
@@ -46,6 +49,7 @@ def occupied(
     look: Look,
     *,
     channels: int,
+    least: float,
 ) -> Steps[list[Tile]]:
     """Return the tiles of a frame in which there may be something.
 
@@ -59,6 +63,8 @@ def occupied(
         Runs the network on (1, C, *spatial).
     channels : int
         That the network takes.
+    least : float
+        How probable something must be to be labelled.
     """
     shape = [-(-n // REDUCTION) for n in tiling.shape]
     coarse = Tiling(shape, tile=tiling.tile, halo=tiling.halo, divisor=tiling.divisor)
@@ -69,7 +75,7 @@ def occupied(
         yield Progress(number, len(coarse), "Looking for what is not empty")
         x = torch.from_numpy(small[(slice(None), *tile.read)])[None]
         kept = tuple(slice(0, w.stop - w.start) for w in tile.write)
-        seen[tile.write] = 1 - look(x, tile)[0][kept] >= SEEN
+        seen[tile.write] = 1 - look(x, tile)[0][kept] >= SEEN * least
     return [tile for tile in tiling if seen[_around(tile)].any()]
 
 
@@ -80,8 +86,11 @@ def _reduce(
     small: npt.NDArray[np.float32],
 ) -> Steps[None]:
     """Fill in what the network sees of a frame, in means over pixels, (C, *padded)."""
-    for number, tile in enumerate(coarse):
-        yield Progress(number, len(coarse), "Looking for what is not empty")
+    blocks = Tiling(
+        coarse.shape, tile=BLOCK // REDUCTION, halo=0, divisor=coarse.divisor
+    )
+    for number, tile in enumerate(blocks):
+        yield Progress(number, len(blocks), "Looking for what is not empty")
         # The last ones reach to the padded size: the image is mirrored there.
         starts = [w.start for w in tile.write]
         stops = [s + p.stop - p.start for s, p in zip(starts, tile.part, strict=True)]

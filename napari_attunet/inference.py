@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
+    Look = Callable[[torch.Tensor, Tile], tuple[Floats, list[Floats]]]
 
 __all__ = [
     "Job",
@@ -169,13 +170,8 @@ def infer(
     parts = {frame: list(tiling) for frame in frames}
     if job.skip_empty:
         for frame in frames:
-            parts[frame] = yield from occupied(
-                job.prepared,
-                frame,
-                tiling,
-                lambda x, part: look(x, part)[0],
-                channels=spec.network.in_channels,
-            )
+            parts[frame] = yield from _occupied(job, frame, tiling, look)
+            release_memory(device)
     done, total = 0, sum(map(len, parts.values()))
     reading = _pixels(job.prepared, parts)
     if device.name != "cpu" or (job.threads or default_threads()) > 1:
@@ -260,6 +256,24 @@ def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]
     """Return what was read; a smaller tile needs less memory for that, too."""
     with contextlib.suppress(MemoryError):
         return next(reading)
+    raise TileTooLarge
+
+
+def _occupied(
+    job: Job, frame: tuple[int, ...], tiling: Tiling, look: Look
+) -> Steps[list[Tile]]:
+    """Return the tiles that are not empty at a glance."""
+    with contextlib.suppress(MemoryError):
+        return (
+            yield from occupied(
+                job.prepared,
+                frame,
+                tiling,
+                lambda x, part: look(x, part)[0],
+                channels=job.spec.network.in_channels,
+                least=job.labeller.least,
+            )
+        )
     raise TileTooLarge
 
 

@@ -187,10 +187,15 @@ class Segmenter:
             If even the smallest tile doesn't fit into memory.
         """
         spec = self.model.spec
-        if skip_empty and (attention or spec.network.ndim != 2):
+        if skip_empty and spec.network.ndim != 2:
             raise DataError(
-                "What is empty can be skipped by 2D models, and without attention, "
-                "which is looked at everywhere: leave out one of the two."
+                f"{spec.key} is a model of volumes: only 2D models can skip what is "
+                "empty. Leave that out."
+            )
+        if skip_empty and attention:
+            raise DataError(
+                "What is empty can be skipped without attention only, which is looked "
+                "at everywhere: leave out one of the two."
             )
         yield Progress(0, 1, "Measuring intensities")
         prepared = prepare(

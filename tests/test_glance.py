@@ -52,7 +52,8 @@ def test_tiles_with_something_are_looked_at_and_far_ones_are_not(
         y, x = (int(rng.integers(n)) for n in shape)
         image[y : y + 4, x : x + 4] = 1
     tiling = Tiling(shape, tile=tile, halo=halo, divisor=divisor)
-    kept = drain(occupied(Plain(image), (), tiling, bright, channels=1))
+    steps = occupied(Plain(image), (), tiling, bright, channels=1, least=0.5)
+    kept = drain(steps)
     kept = [t.write for t in kept]
     reach = (MARGIN + 1) * REDUCTION
     for at in (t.write for t in tiling):
@@ -96,11 +97,43 @@ def test_what_is_found_is_the_same(model):
 
 
 def test_each_frame_is_looked_at(model):
-    image = np.stack([np.full((640, 704), 20, np.uint8), sparse()])
-    found = Segmenter(model, tile=128).segment(image, axes="TYX", skip_empty=True)
-    assert not found.labels[0].any()
-    assert found.labels[1].any()
-    assert found.record["skipped"] > 30
+    empty = np.full((640, 704), 20, np.uint8)
+    image = np.stack([empty, sparse(), empty, sparse()[::-1]])
+    segmenter = Segmenter(model, tile=128)
+    found = segmenter.segment(image, axes="TYX", skip_empty=True)
+    whole = segmenter.segment(image, axes="TYX")
+    np.testing.assert_array_equal(found.labels, whole.labels)
+    assert not found.labels[[0, 2]].any()
+    assert found.labels[[1, 3]].any()
+    assert found.record["skipped"] > 60
+
+
+def test_whoever_looks_for_fainter_things_skips_less(model):
+    segmenter = Segmenter(model, tile=128)
+    skipped = [
+        segmenter.segment(
+            sparse(), output="classes", threshold=threshold, skip_empty=True
+        ).record["skipped"]
+        for threshold in (0.0, 0.05, 0.5)
+    ]
+    assert skipped[0] == 0 < skipped[2]
+    assert skipped[1] <= skipped[2]
+
+
+def test_memory_that_lacks_for_a_glance_takes_smaller_tiles(model, monkeypatch):
+    asked = []
+
+    def occupied(prepared, frame, tiling, *args, **options):
+        asked.append(tiling.tile)
+        if len(asked) == 1:
+            raise MemoryError
+        return list(tiling)
+        yield
+
+    monkeypatch.setattr("napari_attunet.inference.occupied", occupied)
+    found = Segmenter(model, tile=256).segment(sparse(), skip_empty=True)
+    assert asked == [(256, 256), (128, 128)]
+    assert "ran out of memory" in found.record["fallbacks"][0]
 
 
 @pytest.mark.parametrize("output", ["objects", "classes"])
@@ -123,5 +156,5 @@ def test_what_does_not_go_together_is_refused(model):
     with pytest.raises(DataError, match="without attention"):
         Segmenter(model).segment(sparse(), attention=True, skip_empty=True)
     spec = ModelSpec(name="m", network=NetworkSpec(ndim=3, features=(4, 8)))
-    with pytest.raises(DataError, match="2D models"):
+    with pytest.raises(DataError, match="only 2D models"):
         Segmenter(Model.fresh(spec)).segment(np.zeros((8, 16, 16)), skip_empty=True)

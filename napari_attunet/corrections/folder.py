@@ -15,7 +15,7 @@ import re
 import shutil
 import unicodedata
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,6 +62,8 @@ NOTES = ".held-out"
 LOCK = ".lock"
 #: Seconds to wait for it; a move takes milliseconds.
 PATIENCE = 10.0
+#: Seconds to wait for whoever decides what is held out of a stack of many frames.
+LONG_PATIENCE = 120.0
 #: Longest part of a sample's name in that of its folder.
 SLUG = 40
 #: A sample may be replaced while it is read; more often than this it isn't.
@@ -245,58 +247,32 @@ class TrainingSet:
         Models are trained on the rest of what is known, should it ever be gone and come
         back. Alone, so that of two that come at the same time the first one decides.
         """
-        axes = correction.view().label_axes
-        others = [s for s in self.samples() if s.id != identifier]
-        with self._alone():
-            split = self._choose(frames, image_sha256, others, axes, correction.ndim)
+        axes, samples = correction.view().label_axes, self.samples()
+        same = [s for s in samples if s.image_sha256 == image_sha256]
+        others = {s.image_sha256 for s in samples if s.id != identifier}
+        notes = self.folder / NOTES
+        notes.mkdir(parents=True, exist_ok=True)
+        # A lock of its own, for stacks of many frames take their time.
+        with FileLock(notes / LOCK, timeout=LONG_PATIENCE):
+            noted = [self._noted(frame) for frame in frames]
+            # Volumes are cut otherwise; and notes are hidden files, easily lost.
+            if same and (same[0].ndim != correction.ndim or not any(noted)):
+                split = in_axes(same[0].split, same[0].label_axes, axes)
+            else:
+                split = _choose(frames, noted, others - {image_sha256}, axes)
             if split.validation == "blocks":
                 lengths = dict(zip(axes, split.block, strict=True))
                 if any(lengths[a] > 1 for a in frames[0].place):  # cut as volumes
                     return split
             for frame, part in zip(frames, apart(split, axes, frames), strict=True):
+                note = _Note(axes=frame.axes, split=part)
                 if frame.known.any() and self._noted(frame) is None:
-                    note = _Note(axes=frame.axes, split=part)
                     with replacing(self._note(frame.sha256)) as temporary:
                         temporary.write_text(to_json(note), "utf-8")
         return split
 
     def _note(self, image_sha256: str) -> Path:
         return self.folder / NOTES / f"{image_sha256}.json"
-
-    def _choose(
-        self,
-        frames: Sequence[Frame],
-        image_sha256: str,
-        samples: Sequence[Sample],
-        axes: str,
-        ndim: int,
-    ) -> Split:
-        """Return what is held out of an image: as before, or as its content decides.
-
-        Each frame of a stack decides for itself: it may come alone, or with others.
-        """
-        notes = [self._noted(frame) for frame in frames]
-        same = [s for s in samples if s.image_sha256 == image_sha256]
-        if same and same[0].ndim != ndim:  # volumes are cut otherwise
-            return in_axes(same[0].split, same[0].label_axes, axes)
-        others = {s.image_sha256 for s in samples} - {image_sha256}
-        few = sum(int(np.count_nonzero(f.known)) for f in frames) < FEW_PIXELS
-        many = len(others) + sum(f.known.any() for f in frames) > FEW_IMAGES
-        splits = []
-        for frame, note in zip(frames, notes, strict=True):
-            cut = zip(frame.known.shape, frame.block, strict=True)
-            cells = math.prod(-(-n // b) for n, b in cut)
-            # What is too small for blocks is held out whole or not at all.
-            images = FEW_IMAGES if many and cells < FEW_CELLS else len(others)
-            splits.append(
-                note
-                or split_image(
-                    frame.sha256, frame.known, frame.block, images=images, few=few
-                )
-            )
-            if frame.known.any():
-                others.add(frame.sha256)
-        return joined(frames, splits, axes)
 
     def _noted(self, frame: Frame) -> Split | None:
         """Return what was held out of a frame before."""
@@ -385,6 +361,44 @@ def _labels_kept(correction: Correction) -> Correction:
         background=correction.background and int(correction.background),
         source=json.loads(json.dumps(correction.source)),
     )
+
+
+def _choose(
+    frames: Sequence[Frame],
+    noted: Sequence[Split | None],
+    others: Set[str],
+    axes: str,
+) -> Split:
+    """Return what is held out of an image: as before, or as its content decides.
+
+    Each frame of a stack decides for itself: it may come alone, or with others.
+
+    Parameters
+    ----------
+    frames : sequence of Frame
+    noted : sequence of Split, optional
+        What was held out of each before.
+    others : set of str
+        Hashes of the other images.
+    axes : str
+        Of the labels.
+    """
+    others = set(others)
+    few = sum(int(np.count_nonzero(f.known)) for f in frames) < FEW_PIXELS
+    many = len(others) + sum(f.known.any() for f in frames) > FEW_IMAGES
+    splits = []
+    for frame, note in zip(frames, noted, strict=True):
+        cut = zip(frame.known.shape, frame.block, strict=True)
+        cells = math.prod(-(-n // b) for n, b in cut)
+        # What is too small for blocks is held out whole or not at all.
+        images = FEW_IMAGES if many and cells < FEW_CELLS else len(others)
+        chosen = split_image(
+            frame.sha256, frame.known, frame.block, images=images, few=few
+        )
+        splits.append(note or chosen)
+        if frame.known.any():
+            others.add(frame.sha256)
+    return joined(frames, splits, axes)
 
 
 def _slug(name: str) -> str:

@@ -110,7 +110,7 @@ def run_round(
     """
     folder.mkdir(parents=True, exist_ok=True)
     with claimed(folder):
-        judge = Judge(device, thread_count, learnt=any(_kept(folder)))
+        judge = Judge(device, thread_count, learnt=_has_learnt(folder))
         try:
             return (
                 yield from _round(
@@ -118,7 +118,7 @@ def run_round(
                 )
             )
         except Cancelled:
-            if not (judge.learnt or any(_kept(folder, ".checkpoint"))):
+            if not (judge.learnt or _has_learnt(folder)):
                 Record().write(folder)  # there is nothing to go on from
             raise
 
@@ -154,11 +154,13 @@ def _round(
     record = Record(identity=identity, total=total)
     before = read_record(folder)
     if before.identity != record.identity:
+        if judge.enough:  # what is there belongs to another round: it may yet go on
+            raise Cancelled(NOTHING_LEARNT)
         _clear(folder)
         if before.done:
             said = "The training set or the settings have changed: beginning anew"
             yield from judge.tell(Progress(0, total, said))
-    judge.learnt = any(_kept(folder))  # what was there may have been another's
+    judge.learnt = _has_learnt(folder)  # what was there may have been another's
     if judge.enough and not judge.learnt:
         raise Cancelled(NOTHING_LEARNT)
     record.write(folder)
@@ -170,7 +172,8 @@ def _round(
     course = _Course(old, knows, spec, lessons, learn, plan, preview)
     for number, start in enumerate(starts):
         file = folder / f"{NAMES[start]}.safetensors"
-        if not file.exists() and not judge.enough:
+        resumed = file.with_suffix(".checkpoint").exists()
+        if not file.exists() and (resumed or not judge.enough):
             begun = dataclasses.replace(record, done=number * plan.steps)
             yield from _train(course, start, file, begun, judge)
         if file.exists():
@@ -250,6 +253,11 @@ def _kept(folder: Path, suffix: str = ".safetensors") -> list[Path]:
     """Return the contenders' files that lie in a folder."""
     paths = (folder / f"{name}{suffix}" for name in NAMES.values())
     return [path for path in paths if path.exists()]
+
+
+def _has_learnt(folder: Path) -> bool:
+    """Return whether there is anything to keep or to go on from."""
+    return bool(_kept(folder) or _kept(folder, ".checkpoint"))
 
 
 def _clear(folder: Path) -> None:
@@ -346,6 +354,7 @@ def _watched(
         If it comes before there is a model.
     """
     told, passed_on = time.monotonic(), False
+    resumed = (folder / f"{name}.checkpoint").exists()
     try:
         progress = next(steps)
         while True:
@@ -356,7 +365,9 @@ def _watched(
             said = f"{progress.message} ({name})"
             judge.learnt = judge.learnt or progress.done > 0
             yield from judge.tell(Progress(done, begun.total, said, progress.values))
-            if judge.enough and not passed_on:
+            # A training that is gone on with has something to keep once it goes on.
+            ready = progress.done > 0 or not resumed
+            if judge.enough and ready and not passed_on:
                 passed_on = True
                 progress = steps.throw(Enough())
             else:

@@ -237,8 +237,8 @@ class CompareView(QWidget):
     def _on_compared(self, layers: Sequence[Layer]) -> None:
         self._take_away()  # those of an earlier look
         self._coming = list(layers)
-        if layers[1:]:  # there is an old model
-            self.told.emit(describe(layers[-1].data))
+        only = "This is what the new model finds."  # there is no old one
+        self.told.emit(describe(layers[-1].data) if layers[1:] else only)
         QTimer.singleShot(0, self._deliver_next)
 
     def _deliver_next(self) -> None:

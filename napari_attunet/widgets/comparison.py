@@ -150,10 +150,10 @@ class Comparison:
             except ChannelError:
                 if path != self.old:
                     raise
-        yield Progress(0, 0, "Comparing")
         new = found[-1]
         if self.old is None:
             return [self._layer("new", new, visible=True)]
+        yield Progress(0, 0, "Comparing")
         old = found[0] if len(found) > 1 else np.zeros_like(new)
         changed = changes(
             old, new, output=self.spec.output, ndim=self.spec.network.ndim

@@ -58,7 +58,7 @@ class Counting(QObject):
         super().__init__(parent)
         self._choices = choices
         self._digests: dict[Any, str] = {}  # of images, by what was taken of them
-        self._taken: Taken | None = None  # is being counted, or was last
+        self._taken: Taken | None = None  # is being counted
         self._key: tuple[Any, ...] = ()
         self._job: Job | None = None
         #: What was counted last, if it still holds.
@@ -143,6 +143,6 @@ class Counting(QObject):
 
     def _on_ended(self) -> None:
         again = self._job is not None and self._job.cancelled
-        self._job = None
+        self._job = self._taken = None  # it holds copies of pixels
         if again:
             self._count()

@@ -67,7 +67,7 @@ class Options(QCollapsible):
         self._build()
         self.output.currentIndexChanged.connect(self._show_output)
         self.toggled.connect(self._on_toggled)
-        self.skip_empty.toggled.connect(self.attention.setDisabled)
+        self.skip_empty.toggled.connect(self._show_skipping)
 
     def _build(self) -> None:
         self.channels = QComboBox()
@@ -172,6 +172,8 @@ class Options(QCollapsible):
         """Take a model's own settings."""
         self._objects, self._output_of_model = spec.objects, spec.output
         self._threshold = spec.threshold
+        self.skip_empty.setEnabled(spec.network.ndim == 2)
+        self._show_skipping()
         self.min_size.setValue(spec.objects.min_size)
         self.seed_threshold.setValue(spec.objects.seed_threshold)
         self.split_depth.setValue(spec.objects.split_depth)
@@ -231,13 +233,21 @@ class Options(QCollapsible):
             output=self.output.currentData(),
             objects=objects,
             threshold=None if self._tells_objects else threshold or None,
-            attention=self.attention.isChecked() and not self.skip_empty.isChecked(),
-            skip_empty=self.skip_empty.isChecked(),
+            attention=self.attention.isChecked() and self.attention.isEnabled(),
+            skip_empty=self._skips,
         )
 
     @property
     def _tells_objects(self) -> bool:
         return (self.output.currentData() or self._output_of_model) == "objects"
+
+    @property
+    def _skips(self) -> bool:
+        return self.skip_empty.isEnabled() and self.skip_empty.isChecked()
+
+    def _show_skipping(self) -> None:
+        """Attention is looked at everywhere: there is none where parts are skipped."""
+        self.attention.setDisabled(self._skips)
 
     def _show_output(self) -> None:
         """Offer what belongs to this kind of labels, as the model has it."""

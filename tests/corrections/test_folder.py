@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -479,6 +480,27 @@ def test_of_two_samples_of_a_stack_each_slice_is_decided_on_once(training_set):
     assert held_of(training_set.update(second, both)) == held_of(second)
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_a_sample_of_another_kind_of_network_keeps_what_is_held_out(training_set, ndim):
+    slices = dataclasses.replace(stack(0, 1, 2, 3), ndim=ndim)
+    sample = training_set.add(slices)
+    assert sample.validation_mask().any()
+    other = dataclasses.replace(slices, ndim=5 - ndim)
+    for _ in range(2):
+        now = training_set.update(sample, other)
+        np.testing.assert_array_equal(now.validation_mask(), sample.validation_mask())
+
+
+def test_what_is_held_out_does_not_hang_on_hidden_files(training_set):
+    sample = training_set.add(stack(0, 1))
+    for seed in range(2, 8):
+        training_set.add(correction(seed))
+    shutil.rmtree(training_set.folder / folder.NOTES)
+    assert training_set.update(sample, stack(0, 1)).held == sample.held
+    shutil.rmtree(training_set.folder / folder.NOTES)
+    assert training_set.add(stack(0, 1)).held == sample.held
+
+
 def test_slices_seen_as_a_volume_keep_what_is_held_out(training_set):
     slices = stack(0, 1, 2)
     first = training_set.add(slices)
@@ -627,7 +649,7 @@ def test_what_was_held_out_stays_so_when_an_image_comes_back(training_set, damag
     training_set.remove(first)
     some = np.where(first.validation_mask(), whole.labels, 0)
     if damaged:
-        (note,) = (training_set.folder / folder.NOTES).iterdir()
+        (note,) = (training_set.folder / folder.NOTES).glob("*.json")
         note.write_text("half")
     painted = training_set.add(correction(labels=some, extent="painted"))
     same = (painted.validation, painted.held) == (first.validation, first.held)

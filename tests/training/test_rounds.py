@@ -204,6 +204,37 @@ def test_stopped_after_it_was_resumed_what_was_learnt_is_compared(
     assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
 
 
+def test_stopped_after_it_was_resumed_in_the_middle_it_goes_on_and_compares(
+    training_set, parent, tmp_path
+):
+    folder = tmp_path / "round"
+    steps = run_round(training_set, parent, SETTINGS, folder)
+    next(s for s in steps if s.done > 2)
+    steps.close()
+    assert (folder / "tuned.checkpoint").exists()
+    steps = run_round(training_set, parent, SETTINGS, folder)
+    next(steps)  # it reads the training set
+    steps.throw(Enough())
+    outcome = drain(steps)
+    assert [c.name for c in outcome.contenders] == ["parent", "tuned"]
+
+
+def test_stopped_at_once_another_round_is_left_as_it_was(
+    training_set, parent, tmp_path
+):
+    folder = tmp_path / "round"
+    drain(run_round(training_set, parent, SETTINGS, folder))
+    before = read_record(folder)
+    other = dataclasses.replace(SETTINGS, seed=1)
+    steps = run_round(training_set, parent, other, folder)
+    next(steps)
+    with pytest.raises(Cancelled):  # noqa: PT012
+        steps.throw(Enough())
+        drain(steps)
+    assert read_record(folder) == before
+    assert (folder / "tuned.safetensors").exists()
+
+
 def test_stopped_after_the_set_has_changed(training_set, parent, tmp_path):
     drain(run_round(training_set, parent, SETTINGS, tmp_path / "round"))
     other = dataclasses.replace(SETTINGS, seed=1)

@@ -336,6 +336,7 @@ def test_counting_never_waits_for_what_is_out_of_date(
     qtbot.waitUntil(lambda: len(starts) == 2, timeout=TIMEOUT)
     go.set()
     assert counted(qtbot, panel).startswith("4 objects")
+    assert panel.counting._taken is None  # copies of pixels
 
 
 def test_no_sample_is_overwritten_by_another_image(viewer, panel, qtbot):

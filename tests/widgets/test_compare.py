@@ -249,11 +249,14 @@ def test_what_a_new_model_finds(viewer, view, folder, cells, qtbot):
     present(view, folder, parent=None, image=cells)
     view.table.selectRow(HEAD + 1)
     assert view.show_changes.text() == "Show what it finds"
+    said = []
+    view.told.connect(said.append)
     view.show_changes.click()
     qtbot.waitUntil(lambda: len(view.layers) == 1, timeout=TIMEOUT)
     qtbot.waitUntil(lambda: view._job is None, timeout=TIMEOUT)
     (found,) = view.layers
     assert (found.name, found.visible) == ("cells · new", True)
+    assert said[-1] == "This is what the new model finds."
     assert found.data.any()
     np.testing.assert_array_equal(found.scale, cells.scale)
     assert all(button.isHidden() for button in view.switch.buttons())

@@ -415,6 +415,21 @@ def test_empty_parts_are_skipped(viewer, widget, qtbot):
     assert len(viewer.layers) > 2
 
 
+def test_volumes_are_not_skipped(viewer, widget):
+    add_cells(viewer)
+    widget.choose_model("grey")
+    options = widget.options
+    options.skip_empty.setChecked(True)
+    widget.choose_model("volume")
+    chosen = options.settings(model="m", device="cpu")
+    assert not options.skip_empty.isEnabled()
+    assert options.attention.isEnabled()
+    assert (chosen.skip_empty, chosen.attention) == (False, True)
+    widget.choose_model("grey")
+    chosen = options.settings(model="m", device="cpu")
+    assert (chosen.skip_empty, chosen.attention) == (True, False)
+
+
 def test_the_loaded_model_is_released_on_request(viewer, widget, qtbot):
     add_cells(viewer)
     widget.start()
