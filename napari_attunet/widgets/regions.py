@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 from skimage.draw import polygon
-from skimage.measure import find_contours
+from skimage.measure import find_contours, label, regionprops
 
 from napari_attunet.errors import DataError
 from napari_attunet.widgets.poses import Pose, unit_factors
@@ -124,14 +124,53 @@ def mask_of(
 
 
 def outlines_of(mask: Mask) -> list[Floats]:
-    """Return polygons that have the pixels of a mask inside; holes are filled."""
+    """Return polygons that have exactly the pixels of a mask inside.
+
+    One around a hole goes along the hole's edge as well, over a bridge and back.
+    """
     outlines = []
     for index in np.ndindex(mask.shape[:-2]):
-        # Padded, so that what touches the edge is closed too.
-        for contour in find_contours(np.pad(mask[index], 1).astype(float), 0.5):
-            places = np.broadcast_to(index, (len(contour), len(index)))
-            outlines.append(np.hstack([places, contour - 1]))
+        for part in regionprops(label(mask[index], connectivity=1)):
+            # Padded, so that what touches the edge is closed too.
+            outline = _outline(np.pad(part.image, 1)) + np.subtract(part.bbox[:2], 1)
+            places = np.broadcast_to(index, (len(outline), len(index)))
+            outlines.append(np.hstack([places, outline]))
     return outlines
+
+
+def _outline(part: Mask) -> Floats:
+    """Return one closed outline along all the edges of one connected part.
+
+    From the leftmost corner of a hole a bridge leads to the left, over pixels of the
+    part, to the corner of another edge. That one begins farther left: so all of them
+    hang on the one that is around the others.
+    """
+    edges = [edge[:-1] for edge in find_contours(part.astype(float), 0.5)]
+    edges.sort(key=lambda edge: -edge[:, 1].min())
+    places = {
+        (row, column): (which, place)
+        for which, edge in enumerate(edges)
+        for place, (row, column) in enumerate(edge.tolist())
+    }
+    hanging: list[dict[int, Floats]] = [{} for _ in edges]
+    outline = np.empty((0, 2))
+    for edge, holes in zip(edges, hanging, strict=True):
+        first = int(edge[:, 1].argmin())
+        edge = np.roll(edge, -first, axis=0)
+        pieces, begin = [], 0
+        for place in sorted(holes, key=lambda place: (place - first) % len(edge)):
+            end = (place - first) % len(edge)
+            pieces += [edge[begin : end + 1], holes[place]]
+            begin = end
+        outline = np.concatenate([*pieces, edge[begin:], edge[:1]])
+        row, column = int(edge[0, 0]), int(edge[0, 1])
+        if column == 0:  # outside of the part: this edge is around all
+            break
+        while part[row, column]:
+            column -= 1
+        which, place = places[row, column + 0.5]
+        hanging[which][place] = outline
+    return outline
 
 
 def _matrix(pose: Pose, ndim: int, factors: Sequence[float]) -> Floats:
