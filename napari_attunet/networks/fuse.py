@@ -11,8 +11,8 @@ A chain of modules that follow one another becomes one operation where algebra a
   (`napari_attunet.networks.winograd`).
 - A ReLU is applied while the convolution's result is still in the processor.
 - Max pooling finds no indices.
-- An additive gate looks at skip and signal when they are joined already, with one
-  matrix, and scales the skip where it stands.
+- A decoder's block and an additive gate take skip and signal side by side, without
+  joining them (`napari_attunet.networks.joined`).
 
 Each operation is compared with the modules that it is to replace, on random numbers; if
 it fails or disagrees, the next simpler one is tried, and at last the modules stay.
@@ -29,22 +29,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from napari_attunet.architecture import NetworkSpec
-from napari_attunet.networks.blocks import ConvBlock
+from napari_attunet.networks.chains import TRANSPOSED, Chain, chains
 from napari_attunet.networks.explained import Edits, Encoded, Explained
 from napari_attunet.networks.gates import AdditiveGate
-from napari_attunet.networks.layers import channels_last, conv
-from napari_attunet.networks.operations import (
-    CONVOLUTIONS,
-    Chain,
-    MaxPool,
-    Operation,
-    is_plain,
-)
+from napari_attunet.networks.joined import Beside, Joint, Paired, gates_suit
+from napari_attunet.networks.layers import channels_last
+from napari_attunet.networks.operations import MaxPool, Operation, Winograd
 from napari_attunet.networks.strips import StripedUNet
-from napari_attunet.networks.unet import AttentionUNet
+from napari_attunet.networks.unet import AttentionUNet, Entering
 
 __all__ = ["FusedUNet", "fused"]
 
@@ -59,9 +52,6 @@ HALF_TOLERANCE = 0.1
 
 #: Edge of the random images on which that is judged.
 EDGE = 12
-
-_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUNet:
@@ -84,13 +74,14 @@ def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUN
         faster = FusedUNet(network.spec)
     faster.load_state_dict(network.state_dict(), assign=True)
     faster.eval().requires_grad_(False)
+    faster.pair_inputs()
     faster.merge_gates()
     if next(network.parameters()).device.type == "cpu":
         faster.replace_pools()
     half = dtype != torch.float32
     kinds = [kind for kind in Operation.kinds if not (half and kind.delicate)]
     for parent in list(faster.modules()):
-        for chain in list(_chains(parent)):
+        for chain in list(chains(parent)):
             _replace(parent, chain, kinds)
     faster.channels_last()
     if not half:
@@ -136,16 +127,31 @@ class FusedUNet(StripedUNet):
             logits, attention, auxiliary = super()._decode(encoded, edits)
         return Explained(logits.float(), tuple(a.float() for a in attention), auxiliary)
 
+    def pair_inputs(self) -> None:
+        """Let each block of the decoder that can take skips and the rest unjoined."""
+        self._paired: set[int] = set()
+        for level, block in enumerate(self.decoder):
+            chain = next(chains(block))
+            # A shortcut needs them joined, and Winograd's algorithm is faster by more.
+            joined = isinstance(block.shortcut, nn.Module) or Winograd.suits(chain)
+            if joined or not Paired.suits(chain):
+                continue
+            size = (1, self.spec.features[level], *(EDGE,) * self.spec.ndim)
+            parts = [_noise(size, seed) for seed in range(2)]
+            if _put(block, chain, _tried(Paired.of, chain, _apart(chain), parts)):
+                self._paired.add(level)
+
     def merge_gates(self) -> None:
-        """Make a `_Joint` of each gate that allows it."""
+        """Make one module of each gate that allows it and what is around it."""
         self._joints = nn.ModuleDict()
         for level, gate in enumerate(self.gates):
-            if isinstance(gate, AdditiveGate) and _Joint.suits(self.spec):
+            if isinstance(gate, AdditiveGate) and gates_suit(self.spec):
                 parts = [_random(w[0], i) for i, w in enumerate((gate.w_x, gate.w_g))]
-                joint = _tried(_Joint, gate, _Joint.apart(gate), parts)
-                if joint is not None:
-                    self._joints[str(level)] = joint
-                    gate.w_x = gate.w_g = nn.Sequential()  # the joint has them
+                kind = Beside if level in self._paired else Joint
+                merged = _tried(kind, gate, kind.apart(gate), parts)
+                if merged is not None:
+                    self._joints[str(level)] = merged
+                    gate.w_x = gate.w_g = nn.Sequential()  # it has them
 
     def replace_pools(self) -> None:
         """Make a `MaxPool` of each pool that allows it."""
@@ -160,134 +166,56 @@ class FusedUNet(StripedUNet):
         x: Tensor,
         deep: Tensor | None,
         edited: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Entering, Tensor]:
         if str(level) not in self._joints:
             return super()._joined(level, skips, x, deep, edited)
         parts = [skips.pop(), self.ups[level](x)]
-        joined: tuple[Tensor, Tensor] = self._joints[str(level)](parts, edited)
-        return joined
+        *entering, alpha = self._joints[str(level)](parts, edited)
+        return entering if level in self._paired else entering[0], alpha
 
-
-class _Joint(nn.Module):
-    """An additive gate with a fine signal, on skip and signal in one piece."""
-
-    def __init__(self, gate: AdditiveGate) -> None:
-        super().__init__()
-        both = [_folded(w) for w in (gate.w_x, gate.w_g)]
-        weight = torch.cat([c.get_parameter("weight") for c in both], dim=1)
-        bias = torch.stack([c.get_parameter("bias") for c in both]).sum(0)
-        with torch.device("meta"):
-            one = conv(weight.ndim - 2, weight.shape[1], weight.shape[0])
-        one.load_state_dict({"weight": weight, "bias": bias}, assign=True)
-        self.project = nn.Sequential(one, gate.activation).requires_grad_(False)
-        self.psi = gate.psi
-
-    @staticmethod
-    def suits(spec: NetworkSpec) -> bool:
-        """Return whether additive gates are of that kind, and easily normalised."""
-        gate = spec.gate
-        return (
-            gate is not None and gate.signal == "fine" and gate.norm in ("batch", None)
-        )
-
-    @staticmethod
-    def apart(gate: AdditiveGate) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-        """Return what does the same by way of the gate itself."""
-
-        def joined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-            skip, up = parts
-            passed, alpha = gate(skip, up)
-            return torch.cat((passed, up), dim=1), alpha
-
-        return joined
-
-    def forward(
-        self,
-        parts: list[Tensor],
-        edited: Callable[[Tensor], Tensor] = lambda alpha: alpha,
-    ) -> tuple[Tensor, Tensor]:
-        """Return x·α joined with what comes from below, and α.
-
-        Parameters
-        ----------
-        parts : list of Tensor
-            x, and what comes from below; taken away, which frees their memory.
-        edited : callable
-            From the α that is found to the one to use.
-        """
-        both, channels = torch.cat(parts, dim=1), parts[0].shape[1]
-        parts.clear()
-        alpha = edited(self.psi(self.project(both)).sigmoid())
-        both[:, :channels] *= alpha
-        return both, alpha
-
-
-def _folded(module: nn.Module) -> nn.Module:
-    """Return the convolution that a sequence of it and its normalisation amounts to."""
-    (chain,) = _chains(module)
-    return chain.convolution
-
-
-def _chains(parent: nn.Module) -> Iterator[Chain]:
-    """Yield what of a module can become one operation each."""
-    if isinstance(parent, ConvBlock):
-        names = list(parent.chain)
-    elif isinstance(parent, nn.Sequential):
-        names = [name for name, _ in parent.named_children()]
-    else:  # each of its modules is called by itself
-        for name, module in parent.named_children():
-            if is_plain(module, kernel=1):
-                yield Chain((name,), (module,), module, None, relu=False)
-        return
-    while names:
-        chain = _first_chain(parent, names)
-        if chain is None:
-            names = names[1:]
-        else:
-            yield chain
-            names = names[len(chain.names) :]
-
-
-def _first_chain(parent: nn.Module, names: Sequence[str]) -> Chain | None:
-    """Return the chain that these modules begin with, if they do."""
-    modules = [parent.get_submodule(name) for name in names]
-    convolution, end = modules[0], 1
-    if not isinstance(convolution, CONVOLUTIONS + _TRANSPOSED):
-        return None
-    repeats = getattr(convolution, "repeats", None)
-    norm = modules[end] if end < len(modules) else None
-    if isinstance(norm, _NORMS):
-        transposed = isinstance(convolution, _TRANSPOSED)
-        convolution = fuse_conv_bn_eval(convolution, norm, transposed)
-        end += 1
-    relu = end < len(modules) and isinstance(modules[end], nn.ReLU)
-    end += relu
-    return Chain(tuple(names[:end]), tuple(modules[:end]), convolution, repeats, relu)
+    def _together(self, level: int, skip: Tensor, up: Tensor) -> Entering:
+        if level in self._paired:
+            return [skip, up]
+        return super()._together(level, skip, up)
 
 
 def _replace(parent: nn.Module, chain: Chain, kinds: Sequence[type[Operation]]) -> None:
     """Put the best operation that agrees in the chain's place."""
+    for kind in kinds:
+        if kind.suits(chain):
+            random = _random(chain.convolution)
+            if _put(parent, chain, _tried(kind, chain, _apart(chain), random)):
+                return
 
-    def apart(x: Tensor) -> Tensor:
+
+def _apart(chain: Chain) -> Callable[[Any], Tensor]:
+    """Return what does the same by way of the chain's modules."""
+
+    def computed(entering: Entering) -> Tensor:
+        joined = entering if isinstance(entering, list) else [entering]
+        x = torch.cat(joined, dim=1)
         for module in chain.modules:
             x = module(x.clone())  # some work in place
         return x
 
-    for kind in kinds:
-        if kind.suits(chain):
-            operation = _tried(kind, chain, apart, _random(chain.convolution))
-            if operation is not None:
-                first, *others = chain.names
-                parent.register_module(first, operation)
-                for name in others:
-                    parent.register_module(name, nn.Identity())
-                return
+    return computed
+
+
+def _put(parent: nn.Module, chain: Chain, operation: nn.Module | None) -> bool:
+    """Put an operation in the chain's place, and return whether there is one."""
+    if operation is None:
+        return False
+    first, *others = chain.names
+    parent.register_module(first, operation)
+    for name in others:
+        parent.register_module(name, nn.Identity())
+    return True
 
 
 def _random(convolution: nn.Module, seed: int = 0) -> Tensor:
     """Return random numbers that a convolution can take."""
     weight = convolution.get_parameter("weight")
-    channels = weight.shape[0 if isinstance(convolution, _TRANSPOSED) else 1]
+    channels = weight.shape[0 if isinstance(convolution, TRANSPOSED) else 1]
     ndim = weight.ndim - 2
     return channels_last(_noise((1, channels, *(EDGE,) * ndim), seed).to(weight))
 
@@ -314,7 +242,8 @@ def _tried(
         if not objection:
             return made
     name = what.label if isinstance(what, Chain) else type(what).__name__
-    logger.warning("%s is not used for %s: %s", kind.__name__, name, objection)
+    unfit = kind.__qualname__.partition(".")[0]  # a class, or a way to make one
+    logger.warning("%s is not used for %s: %s", unfit, name, objection)
     return None
 
 

@@ -31,14 +31,15 @@ class StripedUNet(AttentionUNet):
     """Works in strips where that changes nothing, for inference only."""
 
     @staticmethod
-    def _room(x: Tensor, channels: int, shape: Sequence[int]) -> Tensor:
+    def _room(
+        x: Tensor,
+        channels: int,
+        shape: Sequence[int],
+        layout: torch.memory_format = torch.channels_last,
+    ) -> Tensor:
         """Return room for what strips become."""
-        return torch.empty(
-            (len(x), channels, *shape),
-            dtype=x.dtype,
-            device=x.device,
-            memory_format=torch.channels_last,
-        )
+        sizes = (len(x), channels, *shape)
+        return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=layout)
 
     def _down(
         self, level: int, x: Tensor, parts: Parts
@@ -74,8 +75,11 @@ class StripedUNet(AttentionUNet):
         if not _in_strips(self.spec, "decoder", level, x, height):
             return plainly(level, skips, x, parts, **gating)
         skip, spec = skips.pop(), self.spec
-        channels = spec.features[level] if level else spec.out_channels
-        found = self._room(x, channels, _sizes(needed))
+        if level:
+            found = self._room(x, spec.features[level], _sizes(needed))
+        else:  # logits, as planes: classes are found from these
+            planes = torch.contiguous_format
+            found = self._room(x, spec.out_channels, _sizes(needed), planes)
         count = spec.gate.count if spec.gate else 0
         alphas = x.new_zeros(len(x), count, *_sizes(gated))
         ratio = spec.gate_scale(level)[0] // spec.scale(level)[0]

@@ -17,7 +17,11 @@ from napari_attunet.networks.layers import Up, channels_last, conv, max_pool, no
 from napari_attunet.networks.parts import Parts, cut, laid
 from napari_attunet.networks.transformer import SpatialTransformer, inverse, sample
 
-__all__ = ["AttentionUNet"]
+__all__ = ["AttentionUNet", "Entering"]
+
+#: What a block of the decoder takes: one tensor, or those that it would be joined of,
+#: where the block can do with that.
+Entering = Tensor | list[Tensor]
 
 
 class AttentionUNet(nn.Module):
@@ -290,13 +294,18 @@ class AttentionUNet(nn.Module):
         """
         alphas: list[Tensor] = []
         if self.spec.gate is None:
-            x = torch.cat((skips.pop(), self.ups[level](x)), dim=1)
+            entering = self._together(level, skips.pop(), self.ups[level](x))
         else:
             here = functools.partial(edited, parts)
-            x, *alphas = self._joined(level, skips, x, deep, here)
-        x, found = self.decoder[level](x)
-        x = cut(x, parts.needed(level), parts.joined(level))
-        return x if level else self.head(x), tuple(alphas), found
+            entering, *alphas = self._joined(level, skips, x, deep, here)
+        x, found = self.decoder[level](entering)
+        if not level:
+            x = self.head(x)  # before it is cut: then it lies in one piece
+        return cut(x, parts.needed(level), parts.joined(level)), tuple(alphas), found
+
+    def _together(self, level: int, skip: Tensor, up: Tensor) -> Entering:
+        """Return what a block takes of a skip and of what comes from below."""
+        return torch.cat((skip, up), dim=1)
 
     def _joined(
         self,
@@ -305,8 +314,8 @@ class AttentionUNet(nn.Module):
         x: Tensor,
         deep: Tensor | None,
         edited: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """Return what a gate lets through joined with what comes from below, and α.
+    ) -> tuple[Entering, Tensor]:
+        """Return what a gate lets through together with what comes from below, and α.
 
         Parameters
         ----------
@@ -327,7 +336,7 @@ class AttentionUNet(nn.Module):
         gate: Gate = self.gates[level]  # type: ignore[assignment]
         alpha = edited(gate.coefficients(skip, signal))
         skip = gate.passed(skip, alpha)  # what came in is free now
-        return torch.cat((skip, up), dim=1), alpha
+        return self._together(level, skip, up), alpha
 
     def _edited(
         self,
