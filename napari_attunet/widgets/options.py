@@ -63,6 +63,7 @@ class Options(QCollapsible):
         self._objects = ObjectSettings()
         self._threshold: float | None = None
         self._output_of_model = "objects"
+        self._wants_attention = True
         self.setDuration(120)
         self._build()
         self.output.currentIndexChanged.connect(self._show_output)
@@ -233,7 +234,7 @@ class Options(QCollapsible):
             output=self.output.currentData(),
             objects=objects,
             threshold=None if self._tells_objects else threshold or None,
-            attention=self.attention.isChecked() and self.attention.isEnabled(),
+            attention=self.attention.isChecked(),
             skip_empty=self._skips,
         )
 
@@ -247,6 +248,11 @@ class Options(QCollapsible):
 
     def _show_skipping(self) -> None:
         """Attention is looked at everywhere: there is none where parts are skipped."""
+        if self._skips != self.attention.isEnabled():
+            return  # it shows already
+        if self._skips:
+            self._wants_attention = self.attention.isChecked()
+        self.attention.setChecked(not self._skips and self._wants_attention)
         self.attention.setDisabled(self._skips)
 
     def _show_output(self) -> None:

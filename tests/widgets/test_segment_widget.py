@@ -397,6 +397,19 @@ def test_options_reach_the_engine(viewer, widget, qtbot, monkeypatch):
     assert record["device_reason"] == "You chose the CPU."
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_what_is_skipped_shows_no_attention(widget, wanted):
+    options = widget.options
+    options.attention.setChecked(wanted)
+    options.skip_empty.setChecked(True)
+    widget.choose_model("nuclei-histology")  # which changes nothing of that
+    assert not options.attention.isChecked()
+    assert not options.attention.isEnabled()
+    options.skip_empty.setChecked(False)
+    assert options.attention.isChecked() == wanted
+    assert options.attention.isEnabled()
+
+
 def test_empty_parts_are_skipped(viewer, widget, qtbot):
     add_cells(viewer)
     widget.choose_model("grey")
