@@ -27,7 +27,7 @@ from napari_attunet.model import load_model
 from napari_attunet.segmenter import Segmenter
 
 MODEL = "nuclei-fluorescence"
-SHARES = (0.0, 0.03, 0.1, 0.3, 1.0)
+SHARES = (0.03, 0.1, 0.3)
 PACKS = {"nuclei-fluorescence": "nuclei", "nuclei-histology": "nuclei-histology"}
 
 
