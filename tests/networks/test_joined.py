@@ -82,6 +82,13 @@ def test_nothing_is_joined_without_need(randomised):
     assert "Paired" in kinds_in(fused(randomised(PLAIN)))
 
 
+@onednn
+def test_many_channels_are_joined_for_winograd(randomised):
+    network = randomised(NetworkSpec(features=(4, 128, 128)))
+    kinds = [type(b.get_submodule("0")).__name__ for b in fused(network).decoder]
+    assert kinds == ["Paired", "Winograd"]
+
+
 @pytest.mark.parametrize("spec", [THREE_LEVELS, PLAIN])
 def test_where_convolutions_add_nothing_up(randomised, monkeypatch, caplog, spec):
     def refuses(self, parts):
