@@ -14,6 +14,7 @@ Examples
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -39,6 +40,12 @@ if TYPE_CHECKING:
         TransformerSpec,
     )
     from napari_attunet.training.tuning import fine_tune
+
+# OpenMP reads this when PyTorch is loaded. Threads that wait for each other would stay
+# awake for many milliseconds, on cores that others need: beside one busy program a step
+# of training took three times as long (docs/performance.md).
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __all__ = [
     "AttUnetError",

@@ -48,6 +48,22 @@ def test_large_pages_unless_told_otherwise():
     assert pages_in(plain | {memory.PAGES: "0"}) == "0"
 
 
+@pytest.mark.parametrize(
+    ("told", "spins"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "")],
+)
+def test_threads_that_wait_leave_the_core_to_others(told, spins):
+    known = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    plain = {k: v for k, v in os.environ.items() if k not in known}
+    code = (
+        "import os, sys, napari_attunet; assert 'torch' not in sys.modules; "
+        "print(os.environ.get('GOMP_SPINCOUNT', ''))"
+    )
+    command = [sys.executable, "-c", code]
+    said = subprocess.check_output(command, env=plain | told, text=True)
+    assert said.strip() == spins
+
+
 def test_giving_back_where_the_library_is_another(monkeypatch):
     memory.give_back()
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())

@@ -255,8 +255,8 @@ class TrainingSet:
         # A lock of its own, for stacks of many frames take their time.
         with FileLock(notes / LOCK, timeout=LONG_PATIENCE):
             noted = [self._noted(frame) for frame in frames]
-            # Volumes were noted as a whole; and notes are hidden files, easily lost.
-            if same and not any(noted):
+            # Volumes are cut otherwise; and notes are hidden files, easily lost.
+            if same and (same[0].ndim != correction.ndim or not any(noted)):
                 split = in_axes(same[0].split, same[0].label_axes, axes)
             else:
                 split = _choose(frames, noted, others - {image_sha256}, axes)

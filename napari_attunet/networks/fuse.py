@@ -74,12 +74,12 @@ def fused(network: AttentionUNet, dtype: torch.dtype = torch.float32) -> FusedUN
         faster = FusedUNet(network.spec)
     faster.load_state_dict(network.state_dict(), assign=True)
     faster.eval().requires_grad_(False)
-    faster.pair_inputs()
+    half = dtype != torch.float32
+    kinds = [kind for kind in Operation.kinds if not (half and kind.delicate)]
+    faster.pair_inputs(kinds)
     faster.merge_gates()
     if next(network.parameters()).device.type == "cpu":
         faster.replace_pools()
-    half = dtype != torch.float32
-    kinds = [kind for kind in Operation.kinds if not (half and kind.delicate)]
     for parent in list(faster.modules()):
         for chain in list(chains(parent)):
             _replace(parent, chain, kinds)
@@ -127,13 +127,14 @@ class FusedUNet(StripedUNet):
             logits, attention, auxiliary = super()._decode(encoded, edits)
         return Explained(logits.float(), tuple(a.float() for a in attention), auxiliary)
 
-    def pair_inputs(self) -> None:
+    def pair_inputs(self, kinds: Sequence[type[Operation]]) -> None:
         """Let each block of the decoder that can take skips and the rest unjoined."""
         self._paired: set[int] = set()
         for level, block in enumerate(self.decoder):
             chain = next(chains(block))
             # A shortcut needs them joined, and Winograd's algorithm is faster by more.
-            joined = isinstance(block.shortcut, nn.Module) or Winograd.suits(chain)
+            joined = isinstance(block.shortcut, nn.Module)
+            joined |= Winograd in kinds and Winograd.suits(chain)
             if joined or not Paired.suits(chain):
                 continue
             size = (1, self.spec.features[level], *(EDGE,) * self.spec.ndim)

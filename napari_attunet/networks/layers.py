@@ -199,8 +199,23 @@ def norm(ndim: int, kind: Norm | None, channels: int) -> nn.Module:
         return LAYERS[ndim].instance_norm(channels, affine=True)
     if kind == "group":
         size = math.gcd(channels, GROUP_SIZE)
-        return nn.GroupNorm(channels // size, channels)
+        return _GroupNorm(channels // size, channels)
     return nn.Identity()
+
+
+class _GroupNorm(nn.GroupNorm):
+    """Group normalisation that is as exact with channels last.
+
+    On the CPU PyTorch then takes the variance from sums of squares: with a mean of 20
+    times the deviation it was wrong by 3e-3, instead of 2e-6.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise x, (N, C, *spatial), and leave its layout."""
+        if x.device.type != "cpu" or x.is_contiguous():
+            return super().forward(x)
+        normalised = super().forward(x.contiguous())
+        return normalised.contiguous(memory_format=LAYERS[x.ndim - 2].layout)
 
 
 class Up(nn.Sequential):

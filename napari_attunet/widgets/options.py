@@ -244,11 +244,12 @@ class Options(QCollapsible):
 
     @property
     def _skips(self) -> bool:
-        return self.skip_empty.isEnabled() and self.skip_empty.isChecked()
+        # Whatever becomes of what these options lie in.
+        return self.skip_empty.isEnabledTo(self) and self.skip_empty.isChecked()
 
     def _show_skipping(self) -> None:
         """Attention is looked at everywhere: there is none where parts are skipped."""
-        if self._skips != self.attention.isEnabled():
+        if self._skips != self.attention.isEnabledTo(self):
             return  # it shows already
         if self._skips:
             self._wants_attention = self.attention.isChecked()

@@ -170,7 +170,16 @@ def _outline(part: Mask) -> Floats:
             column -= 1
         which, place = places[row, column + 0.5]
         hanging[which][place] = outline
-    return outline
+    return _corners(outline)
+
+
+def _corners(outline: Floats) -> Floats:
+    """Return a closed outline without the points at which it goes straight on."""
+    points = outline[:-1]
+    came, goes = points - np.roll(points, 1, axis=0), np.roll(points, -1, 0) - points
+    turns = came[:, 0] * goes[:, 1] != came[:, 1] * goes[:, 0]
+    turns |= (came * goes).sum(axis=1) < 0  # and back again
+    return np.concatenate([points[turns], points[turns][:1]])
 
 
 def _matrix(pose: Pose, ndim: int, factors: Sequence[float]) -> Floats:

@@ -511,6 +511,14 @@ def test_slices_seen_as_a_volume_keep_what_is_held_out(training_set):
     np.testing.assert_array_equal(again.validation_mask(), first.validation_mask())
 
 
+def test_a_volume_of_which_a_slice_came_alone_keeps_what_is_held_out(training_set):
+    slices = stack(0, 1, 2, 3)
+    volume = training_set.add(dataclasses.replace(slices, ndim=3))
+    training_set.add(correction(1))
+    now = training_set.update(volume, slices)
+    np.testing.assert_array_equal(now.validation_mask(), volume.validation_mask())
+
+
 # ---- damage -----------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from napari_attunet.errors import DataError
 from napari_attunet.networks import AttentionUNet
+from napari_attunet.networks.layers import channels_last, norm
 from napari_attunet.spec import AttentionSpec, GateSpec, NetworkSpec, TransformerSpec
 
 
@@ -311,3 +312,16 @@ def test_equals_a_computation_by_hand():
     np.testing.assert_allclose(explained.logits[0], logits, atol=1e-5)
     for what, alpha in zip(network.mechanisms, explained.attention, strict=True):
         np.testing.assert_allclose(alpha[0], alphas[what.level], atol=1e-5)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_groups_are_normalised_alike_in_either_layout(ndim):
+    torch.manual_seed(0)
+    x = torch.randn(2, 24, *(40,) * ndim) + 20
+    layer = norm(ndim, "group", 24)
+    with torch.inference_mode():
+        exact = norm(ndim, "group", 24).double()(x.double())
+        both = [(laid_out, layer(laid_out)) for laid_out in (x, channels_last(x))]
+    for laid_out, found in both:
+        assert found.stride() == laid_out.stride()
+        assert float((found - exact).abs().max()) < 2e-5

@@ -402,7 +402,9 @@ def test_what_is_skipped_shows_no_attention(widget, wanted):
     options = widget.options
     options.attention.setChecked(wanted)
     options.skip_empty.setChecked(True)
+    options.setEnabled(False)
     options.follow(widget.entry.spec)  # as when a model is chosen: nothing changes
+    options.setEnabled(True)
     assert not options.attention.isChecked()
     assert not options.attention.isEnabled()
     options.skip_empty.setChecked(False)
