@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from napari_attunet.networks.chains import TRANSPOSED, Chain, chains
 from napari_attunet.networks.explained import Edits, Encoded, Explained
 from napari_attunet.networks.gates import AdditiveGate
-from napari_attunet.networks.joined import Beside, Joint, Paired, gates_suit
+from napari_attunet.networks.joined import Beside, Joint, Paired, gates_suit, unmerged
 from napari_attunet.networks.layers import channels_last
 from napari_attunet.networks.operations import MaxPool, Operation, Winograd
 from napari_attunet.networks.strips import StripedUNet
@@ -149,7 +149,7 @@ class FusedUNet(StripedUNet):
             if isinstance(gate, AdditiveGate) and gates_suit(self.spec):
                 parts = [_random(w[0], i) for i, w in enumerate((gate.w_x, gate.w_g))]
                 kind = Beside if level in self._paired else Joint
-                merged = _tried(kind, gate, kind.apart(gate), parts)
+                merged = _tried(kind, gate, unmerged(gate), parts)
                 if merged is not None:
                     self._joints[str(level)] = merged
                     gate.w_x = gate.w_g = nn.Sequential()  # it has them
@@ -171,8 +171,8 @@ class FusedUNet(StripedUNet):
         if str(level) not in self._joints:
             return super()._joined(level, skips, x, deep, edited)
         parts = [skips.pop(), self.ups[level](x)]
-        *entering, alpha = self._joints[str(level)](parts, edited)
-        return entering if level in self._paired else entering[0], alpha
+        joined: tuple[Entering, Tensor] = self._joints[str(level)](parts, edited)
+        return joined
 
     def _together(self, level: int, skip: Tensor, up: Tensor) -> Entering:
         if level in self._paired:
@@ -317,6 +317,8 @@ def _disagreement(
         found, expected = (found,), (expected,)  # type: ignore[assignment]
     worst = 0.0
     for one, other in zip(found, expected, strict=True):
+        if isinstance(one, list):  # side by side
+            one = torch.cat(one, dim=1)
         if one.shape != other.shape:
             return math.inf
         largest = max(float(other.abs().max()), torch.finfo(other.dtype).tiny)

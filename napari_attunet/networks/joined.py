@@ -16,8 +16,9 @@ from napari_attunet.architecture import NetworkSpec
 from napari_attunet.networks.chains import Chain, folded, is_plain
 from napari_attunet.networks.gates import AdditiveGate
 from napari_attunet.networks.layers import channels_last, conv
+from napari_attunet.networks.operations import onednn
 
-__all__ = ["Beside", "Joint", "Paired", "gates_suit"]
+__all__ = ["Beside", "Joint", "Paired", "gates_suit", "unmerged"]
 
 
 class Paired(nn.Module):
@@ -64,18 +65,9 @@ class Paired(nn.Module):
     def forward(self, parts: Sequence[Tensor]) -> Tensor:
         """Convolve two tensors, (N, C, *spatial) each."""
         one, other = parts
-        ones = [1] * len(self._padding)
-        where = (self._padding, ones, ones, 1)
-        # What PyTorch's own compiler calls: no public name has it.
-        ops = torch.ops.mkldnn
-        y: Tensor = ops._convolution_pointwise(
-            *(one, self.first, self.bias, *where, "none", [], "")
-        )
-        last = "relu" if self._relu else None
-        ops._convolution_pointwise_.binary(
-            *(y, other, self.second, None, *where, "add", 1.0, last, [], None)
-        )
-        return y
+        where = (self._padding, [1] * len(self._padding))
+        y = onednn(one, self.first, self.bias, *where, relu=False)
+        return onednn(other, self.second, None, *where, relu=self._relu, onto=y)
 
 
 class Joint(nn.Module):
@@ -90,16 +82,6 @@ class Joint(nn.Module):
         one.load_state_dict({"weight": weight, "bias": bias}, assign=True)
         self.project = nn.Sequential(one, gate.activation).requires_grad_(False)
         self.psi = gate.psi
-
-    @staticmethod
-    def apart(gate: AdditiveGate) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-        """Return what does the same by way of the gate itself."""
-
-        def joined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
-            passed, alpha = gate(*parts)
-            return torch.cat((passed, parts[1]), dim=1), alpha
-
-        return joined
 
     def forward(
         self,
@@ -132,26 +114,26 @@ class Beside(nn.Module):
         self.activation = nn.Identity() if relu else gate.activation
         self.psi = gate.psi
 
-    @staticmethod
-    def apart(gate: AdditiveGate) -> Callable[[list[Tensor]], tuple[Tensor, ...]]:
-        """Return what does the same by way of the gate itself."""
-
-        def beside(parts: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-            passed, alpha = gate(*parts)
-            return passed, parts[1], alpha
-
-        return beside
-
     def forward(
         self,
         parts: list[Tensor],
         edited: Callable[[Tensor], Tensor] = lambda alpha: alpha,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return x·α, what comes from below, and α; see `Joint.forward`."""
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return x·α and what comes from below, and α; see `Joint.forward`."""
         alpha = edited(self.psi(self.activation(self.project(parts))).sigmoid())
         skip, up = parts
         parts.clear()
-        return skip * alpha, up, alpha
+        return [skip * alpha, up], alpha
+
+
+def unmerged(gate: AdditiveGate) -> Callable[[list[Tensor]], tuple[Tensor, Tensor]]:
+    """Return what does the same as both by way of the gate itself."""
+
+    def joined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        passed, alpha = gate(*parts)
+        return torch.cat((passed, parts[1]), dim=1), alpha
+
+    return joined
 
 
 def gates_suit(spec: NetworkSpec) -> bool:

@@ -18,7 +18,7 @@ from napari_attunet.networks.layers import (
 )
 from napari_attunet.networks.winograd import winograd_convolution, winograd_weight
 
-__all__ = ["MaxPool", "Operation", "Winograd"]
+__all__ = ["MaxPool", "Operation", "Winograd", "onednn"]
 
 #: As many channels are few: they become planes.
 FEW = 4
@@ -60,6 +60,40 @@ class Operation(nn.Module, ABC):
 
     def _activated(self, x: Tensor) -> Tensor:
         return x.relu_() if self._relu else x
+
+
+def onednn(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    padding: list[int],
+    stride: list[int],
+    *,
+    relu: bool,
+    onto: Tensor | None = None,
+) -> Tensor:
+    """Convolve x, (N, C, *spatial), with oneDNN.
+
+    Parameters
+    ----------
+    relu : bool
+        Whether to apply a ReLU at last.
+    onto : Tensor, optional
+        What the result is added to before that, in its place.
+    """
+    ones = [1] * (x.ndim - 2)
+    where = (padding, stride, ones, 1)
+    # What PyTorch's own compiler calls: no public name has it.
+    ops = torch.ops.mkldnn
+    if onto is None:
+        kind = "relu" if relu else "none"
+        y = ops._convolution_pointwise(x, weight, bias, *where, kind, [], "")
+    else:
+        last = "relu" if relu else None
+        y = ops._convolution_pointwise_.binary(
+            *(onto, x, weight, bias, *where, "add", 1.0, last, [], None)
+        )
+    return y  # type: ignore[no-any-return]
 
 
 class Matrix(Operation):
@@ -165,15 +199,10 @@ class OneDNN(Operation):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve x, (N, C, *spatial)."""
-        # What PyTorch's own compiler calls: no public name has it.
-        convolve = torch.ops.mkldnn._convolution_pointwise
-        ones = [1] * (x.ndim - 2)
-        kind = "relu" if self._relu else "none"
-        y: Tensor = convolve(
-            *(x, self.weight, self.bias, self._padding, self._stride, ones, 1),
-            *(kind, [], ""),
+        return onednn(
+            *(x, self.weight, self.bias, self._padding, self._stride),
+            relu=self._relu,
         )
-        return y
 
 
 class Folded(Operation):

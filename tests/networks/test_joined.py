@@ -63,9 +63,11 @@ def test_gates_on_both(kind, activation, ndim):
     skip, up = torch.randn(2, 5, *(4,) * ndim), torch.randn(2, 7, *(4,) * ndim)
     with torch.inference_mode():
         passed, alpha = gate(skip, up)
-        shut, _ = kind(gate)([skip, up], lambda alpha: alpha * 0)[:2]
-        *found, also = kind(gate)([skip, up])
-    torch.testing.assert_close(torch.cat(found, dim=1), torch.cat((passed, up), dim=1))
+        shut, _ = kind(gate)([skip, up], lambda alpha: alpha * 0)
+        found, also = kind(gate)([skip, up])
+    if kind is Beside:
+        found, shut = torch.cat(found, dim=1), torch.cat(shut, dim=1)
+    torch.testing.assert_close(found, torch.cat((passed, up), dim=1))
     torch.testing.assert_close(also, alpha)
     assert not shut[:, :5].any()
 
