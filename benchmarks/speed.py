@@ -193,8 +193,11 @@ def forward(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
         (f"{BUNDLED}, 2.2 M", model.network, tile),
         ("3D, 16 to 128", fresh(VOLUME), volume),
     ):
-        ours = fused(network.to(args.device))
-        network, x = as_published(network).to(args.device), x.to(args.device)
+        network, x = network.to(args.device), x.to(args.device)
+        dtype = fast_type(args.device)
+        ours = fused(network)
+        half = fused(network, dtype) if dtype is not None else ours
+        network = as_published(network)
         runs: dict[str, Callable[[], object]] = {
             "eager": lambda n=network, x=x: n(x),
             "ours": lambda n=ours, x=x: n(x),
@@ -210,9 +213,7 @@ def forward(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
             except ImportError:
                 print(f"{rival} is not installed")
         what = f"forward, {name}, {' x '.join(map(str, x.shape[2:]))}"
-        dtype = fast_type(args.device)
         if dtype is not None:
-            half = fused(network.to(args.device), dtype)
             runs["ours, fast"] = lambda n=half, x=x: n(x)
         found = Turns(runs, args.device).go(args.rounds).rows(what, count)
         found[1] |= errors(network, ours, x)

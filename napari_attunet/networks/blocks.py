@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_attunet.architecture import AttentionSpec, Kind, Norm
-from napari_attunet.networks.layers import LAYERS, OPEN_BIAS, conv, norm
+from napari_attunet.networks.layers import (
+    LAYERS,
+    OPEN_BIAS,
+    conv,
+    for_channels,
+    norm,
+)
 from napari_attunet.networks.registry import Registered
 
 __all__ = [
@@ -257,7 +263,7 @@ class SpatialAttention(BlockAttention, name="cbam-spatial"):
         """Weigh pixels; see `BlockAttention.forward`."""
         described = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)
         alpha = torch.sigmoid(self.conv(described))
-        return Attended(x * alpha, (alpha,))
+        return Attended(x * for_channels(alpha, x), (alpha,))
 
 
 class CBAM(BlockAttention, name="cbam"):

@@ -27,7 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from napari_attunet.architecture import GateSpec
-from napari_attunet.networks.layers import LAYERS, OPEN_BIAS, activation, conv, norm
+from napari_attunet.networks.layers import (
+    LAYERS,
+    OPEN_BIAS,
+    activation,
+    conv,
+    for_channels,
+    norm,
+)
 from napari_attunet.networks.registry import Registered
 
 __all__ = [
@@ -111,9 +118,9 @@ class Gate(Registered, nn.Module, ABC, noun="gate"):
 
 def _spread(alpha: Tensor, skip: Tensor) -> Tensor:
     """Interpolate α linearly up to the skip's grid."""
-    if alpha.shape[2:] == skip.shape[2:]:
-        return alpha
-    return _resized(alpha, skip.shape[2:])
+    if alpha.shape[2:] != skip.shape[2:]:
+        alpha = _resized(alpha, skip.shape[2:])
+    return for_channels(alpha, skip)
 
 
 def _resized(x: Tensor, size: Sequence[int]) -> Tensor:

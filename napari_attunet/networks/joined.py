@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from napari_attunet.architecture import NetworkSpec
 from napari_attunet.networks.chains import Chain, folded, is_plain
 from napari_attunet.networks.gates import AdditiveGate
-from napari_attunet.networks.layers import channels_last, conv
+from napari_attunet.networks.layers import channels_last, conv, for_channels
 from napari_attunet.networks.operations import onednn
 
 __all__ = ["Beside", "Joint", "Paired", "gates_suit", "unmerged"]
@@ -123,7 +123,7 @@ class Beside(nn.Module):
         alpha = edited(self.psi(self.activation(self.project(parts))).sigmoid())
         skip, up = parts
         parts.clear()
-        return [skip * alpha, up], alpha
+        return [skip * for_channels(alpha, skip), up], alpha
 
 
 def unmerged(gate: AdditiveGate) -> Callable[[list[Tensor]], tuple[Tensor, Tensor]]:

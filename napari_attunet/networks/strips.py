@@ -30,8 +30,11 @@ __all__ = ["StripedUNet"]
 class StripedUNet(AttentionUNet):
     """Works in strips where that changes nothing, for inference only."""
 
-    @staticmethod
+    #: In which features come out.
+    dtype = torch.float32
+
     def _room(
+        self,
         x: Tensor,
         channels: int,
         shape: Sequence[int],
@@ -39,7 +42,9 @@ class StripedUNet(AttentionUNet):
     ) -> Tensor:
         """Return room for what strips become."""
         sizes = (len(x), channels, *shape)
-        return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=layout)
+        return torch.empty(
+            sizes, dtype=self.dtype, device=x.device, memory_format=layout
+        )
 
     def _down(
         self, level: int, x: Tensor, parts: Parts

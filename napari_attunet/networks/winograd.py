@@ -9,9 +9,19 @@ multiplications give the 4x4 outputs for which the convolution itself needs 144:
 
 The transforms are worth it where there are many channels: they are as many, whatever
 the number of channels on the other side.
+
+Pixels repeated before the convolution need not be. Each of the s² outputs that a pixel
+becomes is a 3x3 convolution of the pixels as they were, with a kernel of its own, and
+all share the transformed patches. Of a pixel repeated twice along an axis, each kernel
+looks to one side only, so that one of six numbers meets a zero and is left out: 6.25
+multiplications for a pixel, where the transposed convolution needs sixteen.
 """
 
 from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,20 +58,44 @@ _G = (
 )
 
 
-def winograd_weight(weight: Tensor) -> Tensor:
-    """Return a 3x3 kernel transformed, four times as large.
+def winograd_weight(weight: Tensor, repeats: Sequence[int] = (1, 1)) -> Tensor:
+    """Return a 3x3 kernel transformed, four times as large, or 11 where repeated twice.
 
     Parameters
     ----------
     weight : Tensor, (out, in, 3, 3)
+    repeats : sequence of {1, 2}
+        How often pixels are repeated along each axis before.
 
     Returns
     -------
-    Tensor, (36, in, out)
+    Tensor, (*repeats, kept, kept, in, out)
+        For each output of a pixel; of the six numbers along an axis, those kept.
     """
-    g = torch.tensor(_G, dtype=torch.float64, device=weight.device)
-    transformed = torch.einsum("ai,ocij,bj->abco", g, weight.double(), g)
-    return transformed.flatten(0, 1).to(weight.dtype).contiguous()
+    down, across = (_of_outputs(count).to(weight.device) for count in repeats)
+    transformed = torch.einsum("pai,ocij,qbj->pqabco", down, weight.double(), across)
+    return transformed.to(weight.dtype).contiguous()
+
+
+def _of_outputs(count: int) -> Tensor:
+    """Return what makes of three taps the kernel of each output along an axis.
+
+    Of output p of a pixel, tap i falls on the pixel that is (p + i - 1) // count away.
+
+    Returns
+    -------
+    Tensor, (count, kept, 3)
+    """
+    taps = torch.zeros(count, 3, 3, dtype=torch.float64)
+    for output in range(count):
+        for tap in range(3):
+            taps[output, (output + tap - 1) // count + 1, tap] = 1
+    transformed = torch.tensor(_G, dtype=torch.float64) @ taps
+    if count == 1:
+        return transformed
+    # The first output sees nothing behind the pixel, of which the last number tells;
+    # the second nothing before it.
+    return torch.stack((transformed[0, :-1], transformed[1, 1:]))
 
 
 def winograd_convolution(
@@ -73,7 +107,7 @@ def winograd_convolution(
     ----------
     x : Tensor, (N, in, H, W)
         Fast where its channels lie last in memory.
-    weight : Tensor, (36, in, out)
+    weight : Tensor, (*repeats, kept, kept, in, out)
         As of `winograd_weight`.
     bias : Tensor, (out,), optional
     relu : bool
@@ -81,21 +115,22 @@ def winograd_convolution(
 
     Returns
     -------
-    Tensor, (N, out, H, W), its channels last in memory
+    Tensor, (N, out, H, W), repeated, its channels last in memory
     """
     count, channels, height, width = x.shape
-    outputs = weight.shape[2]
+    tall, wide, *kept, _, outputs = weight.shape
     down, across = -(-height // OUTPUTS), -(-width // OUTPUTS)
     parts = -(-down // max(1, PATCHES // across))
     rows = -(-down // parts)
     enter = torch.kron(*(torch.tensor(_B, dtype=x.dtype, device=x.device),) * 2)
     leave = torch.kron(*(torch.tensor(_A, dtype=x.dtype, device=x.device),) * 2)
-    found = x.new_empty(count, height, width, outputs)
+    found = x.new_empty(count, height, tall, width, wide, outputs)
     # What some rows of patches need is in the processor's cache when it is used again.
     lines = x.new_zeros(rows * OUTPUTS + 2, across * OUTPUTS + 2, channels)
     patches = x.new_empty(PIXELS**2, rows * across * channels)
     entered = torch.empty_like(patches)
-    sums = x.new_empty(PIXELS**2, rows * across * outputs)
+    n_kept = math.prod(kept)
+    sums = x.new_empty(n_kept, rows * across * outputs)
     left = x.new_empty(OUTPUTS**2, rows * across * outputs)
     room = x.new_empty(rows * OUTPUTS, across * OUTPUTS, outputs)
     line, column, one = lines.stride()
@@ -112,21 +147,29 @@ def winograd_convolution(
             lines[bottom:].zero_()
             patches.view(windows.shape).copy_(windows)
             torch.mm(enter, patches, out=entered)
-            torch.bmm(
-                entered.view(PIXELS**2, -1, channels),
-                weight,
-                out=sums.view(PIXELS**2, -1, outputs),
-            )
-            torch.mm(leave, sums, out=left)
-            blocks = left.view(OUTPUTS, OUTPUTS, rows, across, outputs)
-            blocks = blocks.permute(2, 0, 3, 1, 4)
-            mosaic = room.view(blocks.shape)
-            if bias is None:
-                mosaic.copy_(blocks)
-            else:
-                torch.add(blocks, bias, out=mosaic)
-            if relu:
-                room.relu_()
-            some = min(rows * OUTPUTS, height - first)
-            result[first : first + some] = room[:some, :width]
-    return found.permute(0, 3, 1, 2)
+            lasts = min(rows * OUTPUTS, height - first)
+            for place in itertools.product(range(tall), range(wide)):
+                some = [
+                    slice(p * (PIXELS - n), p * (PIXELS - n) + n)
+                    for p, n in zip(place, kept, strict=True)
+                ]
+                meets = entered.view(PIXELS, PIXELS, -1, channels)[*some]
+                torch.bmm(
+                    meets.reshape(n_kept, -1, channels),
+                    weight[place].flatten(0, 1),
+                    out=sums.view(n_kept, -1, outputs),
+                )
+                back = leave.view(-1, PIXELS, PIXELS)[:, *some].reshape(-1, n_kept)
+                torch.mm(back, sums, out=left)
+                blocks = left.view(OUTPUTS, OUTPUTS, rows, across, outputs)
+                blocks = blocks.permute(2, 0, 3, 1, 4)
+                mosaic = room.view(blocks.shape)
+                if bias is None:
+                    mosaic.copy_(blocks)
+                else:
+                    torch.add(blocks, bias, out=mosaic)
+                if relu:
+                    room.relu_()
+                of_place = result[first : first + lasts, place[0], :, place[1]]
+                of_place.copy_(room[:lasts, :width])
+    return found.view(count, tall * height, wide * width, outputs).permute(0, 3, 1, 2)

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 #: Raised when the same settings no longer give the same training: other crops, another
 #: loss. What was interrupted before then is not gone on with.
-RECIPE = 5
+RECIPE = 6
 
 #: At most so much work is lost if the machine stops.
 CHECKPOINT_SECONDS = 15.0

@@ -239,6 +239,27 @@ def test_half_the_bits_change_little(spec, randomised, caplog):
             assert float((ours - theirs).abs().max()) < 0.1
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
+def test_what_all_pixels_share_is_not_rounded(randomised):
+    network = randomised(THREE_LEVELS)
+    exact, half = fused(network), fused(network, torch.bfloat16)
+    first = half.encoder[0].get_submodule("0.first")
+    assert torch.equal(first.weight, exact.encoder[0].get_submodule("0").weight)
+    for name, module in half.named_modules():
+        if isinstance(module, operations.OneDNN) and module is not first:
+            assert module.weight.dtype == torch.bfloat16
+            assert torch.equal(module.bias, exact.get_submodule(name).bias)
+    # An image that bfloat16 cannot hold, but for a pixel that is near
+    x = torch.full((1, 2, 8, 8), 1 + 2**-9)
+    rounded = x.bfloat16().float()
+    assert not torch.equal(x, rounded)
+    with torch.inference_mode():
+        assert not torch.equal(half(x), half(rounded))
+
+
 def test_where_half_the_bits_do_not_do(randomised, monkeypatch, caplog):
     class Broken(nn.Module):
         def forward(self, x):

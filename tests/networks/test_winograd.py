@@ -35,6 +35,29 @@ def test_it_is_the_convolution(shape, channels, count, biased, last, relu):
     assert torch.equal(x, before)
 
 
+@settings(deadline=None)
+@given(
+    shape=st.tuples(*(st.integers(1, 40),) * 2),
+    channels=st.tuples(*(st.integers(1, 9),) * 2),
+    repeats=st.tuples(*(st.integers(1, 2),) * 2),
+    count=st.integers(1, 3),
+    relu=st.booleans(),
+)
+def test_no_pixel_need_be_repeated(shape, channels, repeats, count, relu):
+    torch.manual_seed(0)
+    into, out = channels
+    x = torch.randn(count, into, *shape, dtype=torch.float64)
+    weight = torch.randn(out, into, 3, 3, dtype=torch.float64)
+    bias = torch.randn(out, dtype=torch.float64)
+    transformed = winograd_weight(weight, repeats)
+    kept = {1: 6, 2: 5}  # what meets a zero is left out
+    assert transformed.shape[2:4] == tuple(kept[r] for r in repeats)
+    found = winograd_convolution(x, transformed, bias, relu=relu)
+    larger = x.repeat_interleave(repeats[0], 2).repeat_interleave(repeats[1], 3)
+    expected = F.conv2d(larger, weight, bias, padding=1)
+    torch.testing.assert_close(found, expected.relu() if relu else expected)
+
+
 def test_many_patches_go_in_parts():
     x = torch.randn(2, 3, 90, 70, dtype=torch.float64)  # 18 patches across, 23 down
     weight = torch.randn(2, 3, 3, 3, dtype=torch.float64)
@@ -55,6 +78,21 @@ def test_it_is_for_many_channels(features, used):
     network = AttentionUNet(NetworkSpec(features=(8, features))).eval()
     kinds = {type(m).__name__ for m in fused(network).modules()}
     assert ("Winograd" in kinds) == used
+
+
+@pytest.mark.parametrize(
+    ("strides", "used"), [((2, 2), True), ((1, 2), True), ((2, 3), False)]
+)
+def test_it_serves_the_step_up(strides, used, caplog):
+    network = AttentionUNet(
+        NetworkSpec(features=(128, 128), strides=(strides,), gate=None)
+    ).eval()
+    faster = fused(network)
+    assert ("Winograd" in {type(m).__name__ for m in faster.ups.modules()}) == used
+    assert not caplog.records
+    x = torch.randn(1, 1, 4 * strides[0], 4 * strides[1])
+    with torch.inference_mode():
+        torch.testing.assert_close(faster(x), network(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(
