@@ -60,6 +60,9 @@ BUNDLED = "nuclei-fluorescence"
 REFERENCE = NetworkSpec(in_channels=3, features=(64, 128, 256, 512, 1024))
 VOLUME = NetworkSpec(ndim=3, out_channels=3, features=(16, 32, 64, 128))
 
+#: Features of the networks that are compared with and without gates.
+GATED = ((16, 32, 64, 128, 256), REFERENCE.features)
+
 #: Of the rival's windows, which is what it was trained on or more.
 WINDOW = 512
 
@@ -441,7 +444,7 @@ def training(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
 def gates(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     """Compare networks with gates with the same ones without."""
     rows = []
-    for features in ((16, 32, 64, 128, 256), (64, 128, 256, 512, 1024)):
+    for features in GATED:
         networks = {
             name: fresh(NetworkSpec(out_channels=3, features=features, gate=gate))
             for name, gate in (("without gates", None), ("with gates", GateSpec()))

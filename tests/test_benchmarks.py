@@ -1,0 +1,68 @@
+"""The benchmark of speed, on very small images: that it runs, not what it says."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from napari_attunet.spec import NetworkSpec
+
+SPEED = Path(__file__).parents[1] / "benchmarks" / "speed.py"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SPEED.exists(), reason="needs a checkout"),
+]
+
+
+@pytest.fixture
+def speed(monkeypatch):
+    spec = importlib.util.spec_from_file_location("speed", SPEED)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    small = NetworkSpec(in_channels=3, features=(64, 128))
+    monkeypatch.setattr(module, "REFERENCE", small)
+    monkeypatch.setattr(module, "GATED", ((8, 16), small.features))
+    for rival in ("onnxruntime", "openvino"):  # theirs are not ours to test
+        monkeypatch.setitem(sys.modules, rival, None)
+    return module
+
+
+def run(speed, monkeypatch, tmp_path, parts):
+    file = tmp_path / "rows.json"
+    options = f"--parts {parts} --threads 1 --rounds 1 --size 64 --image 128 --areas 64"
+    argv = ["speed.py", *options.split(), "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", argv)
+    speed.main()
+    return json.loads(file.read_text())
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        pytest.param(True, id="with 16 bits"),
+        pytest.param(False, id="without"),
+    ],
+)
+def test_every_part_says_something(speed, monkeypatch, tmp_path, half):
+    if half and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor, not even emulated")
+    dtype = torch.bfloat16 if half else None
+    monkeypatch.setattr(speed, "fast_type", lambda device: dtype)
+    rows = run(speed, monkeypatch, tmp_path, "checks,forward,image,gates,training")
+    assert all(row["seconds"] > 0 for row in rows)
+    errors = {row["who"]: row["error"] for row in rows if "error" in row}
+    assert errors.pop("ours") < 1e-4
+    assert any("bfloat16" in who for who in errors) == half
+    assert all(error < 0.2 for error in errors.values())
+
+
+def test_areas_and_starts_have_processes_of_their_own(speed, monkeypatch, tmp_path):
+    rows = run(speed, monkeypatch, tmp_path, "area,start")
+    told = [row["what"] for row in rows]
+    assert "64 x 64 to classes" in told
+    assert "64 x 64 to objects" in told
+    assert "import napari_attunet" in told
