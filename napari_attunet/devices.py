@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -24,7 +26,6 @@ __all__ = [
     "fast_type",
     "free_memory",
     "has_bfloat16",
-    "is_out_of_memory",
     "release_memory",
     "threads",
 ]
@@ -34,15 +35,9 @@ prefer_huge_pages()
 #: Overrides the number of threads wherever none is asked for.
 THREADS_VARIABLE = "NAPARI_ATTUNET_THREADS"
 
-
-#: How PyTorch says on its backends that memory is full.
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "invalid buffer size",
-    "alloc_failed",
-)
+#: Where Linux says how much of the cores a container gets: so many microseconds in
+#: so many (cgroup, version 2). More threads would run, and then all stand still.
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +140,9 @@ def default_threads(spare: int = 0) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # macOS and Windows don't tell
         cores = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container, or no limit: "max"
+        quota, period = map(int, QUOTA.read_text().split())
+        cores = min(cores, math.ceil(quota / period))
     return max(1, min(cores - spare, _counts.outside()))
 
 
@@ -229,15 +227,6 @@ def release_memory(device: Device) -> None:
         torch.mps.empty_cache()
     else:
         give_back()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether that is what an error of PyTorch means."""
-    # CUDA has a type of its own; MPS and the CPU's allocator only say so.
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 class _Counts:

@@ -14,12 +14,12 @@ from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas, Labeller
 from napari_attunet.devices import (
     Device,
     default_threads,
-    is_out_of_memory,
     release_memory,
     threads,
 )
 from napari_attunet.errors import Cancelled, DeviceError
 from napari_attunet.glance import occupied
+from napari_attunet.memory import is_full
 from napari_attunet.networks import FusedUNet
 from napari_attunet.plan import Prepared
 from napari_attunet.progress import Progress, Steps, ahead, unwanted
@@ -291,8 +291,8 @@ def _explain(
                 class_probabilities(explained.logits)[0].cpu().numpy(),
                 [values[0].cpu().numpy() for m, values in found if m in kept],
             )
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (RuntimeError, MemoryError) as error:
+        if not is_full(error):
             raise
     # outside the except block, so that the error no longer holds tensors
     raise TileTooLarge

@@ -13,10 +13,11 @@ import torch
 
 from napari_attunet.architecture import Mechanism
 from napari_attunet.canvas import AttentionMap, AttentionTable, Canvas
-from napari_attunet.devices import is_out_of_memory, threads
+from napari_attunet.devices import threads
 from napari_attunet.errors import DataError, DeviceError
 from napari_attunet.evaluation import dice
 from napari_attunet.inference import class_probabilities
+from napari_attunet.memory import is_full
 from napari_attunet.networks import SpatialTransformer, look
 from napari_attunet.plan import Window, choose_labeller, prepare
 from napari_attunet.progress import Progress, Steps
@@ -150,8 +151,8 @@ class Inspection:
             with threads(segmenter.threads), torch.inference_mode():
                 self._encoded = network.encode(x, wanted=self._tiling.one.part)
                 self._learnt = network.decode(self._encoded)
-        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
                 raise
             size = " x ".join(map(str, view.spatial_shape))
             raise DeviceError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["PAGES", "available", "give_back", "prefer_huge_pages"]
+__all__ = ["PAGES", "available", "give_back", "is_full", "prefer_huge_pages"]
 
 #: Tells PyTorch to take large pages; read before its first tensor.
 PAGES = "THP_MEM_ALLOC_ENABLE"
@@ -19,6 +19,24 @@ LIMIT, USED, DETAILS = (
     Path("/sys/fs/cgroup", name)
     for name in ("memory.max", "memory.current", "memory.stat")
 )
+
+#: How PyTorch says on its backends that memory is full.
+FULL = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "invalid buffer size",
+    "alloc_failed",
+)
+
+
+def is_full(error: BaseException) -> bool:
+    """Return whether that is what an error, of PyTorch's too, means."""
+    # CUDA has a type of its own; MPS and the CPU's allocator only say so.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    text = str(error).lower()
+    return any(phrase in text for phrase in FULL)
 
 
 def available() -> int:

@@ -31,6 +31,7 @@ from napari_attunet.inference import (
     infer,
     interruptible,
 )
+from napari_attunet.memory import is_full
 from napari_attunet.model import Model
 from napari_attunet.networks import FusedUNet, fused
 from napari_attunet.plan import (
@@ -265,8 +266,8 @@ class Segmenter:
         if self._tile:
             return self._tile
         network = self.model.spec.network
-        with contextlib.suppress(torch.OutOfMemoryError):  # told when it is run
-            self.network_on(device)  # it takes memory, too
+        with contextlib.suppress(TileTooLarge):  # told when it is run
+            self._fitting(device)  # it takes memory, too
         strips, free = device.name == "cpu", free_memory(device)
         room = activation_bytes(network, self.halo, free, strips=strips)
         shape = job.prepared.view.spatial_shape
@@ -306,6 +307,22 @@ class Segmenter:
                 self._networks[device.name, dtype] = faster
             return self._networks[device.name, dtype]
 
+    def _fitting(self, device: Device) -> FusedUNet:
+        """Return the network on the device, if its memory holds it.
+
+        Raises
+        ------
+        TileTooLarge
+            If not even the network fits.
+        """
+        try:
+            return self.network_on(device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_full(error):
+                raise
+        # outside the except block, so that the error no longer holds tensors
+        raise TileTooLarge
+
     def _leave(self, device: Device) -> None:
         """Forget the networks on a device."""
         with self._lock:
@@ -316,12 +333,7 @@ class Segmenter:
         self, job: Job, device: Device, tile: tuple[int, ...]
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
-        try:
-            network = self.network_on(device)
-        except torch.OutOfMemoryError:
-            network = None
-        if network is None:
-            raise TileTooLarge
+        network = self._fitting(device)
         with contextlib.suppress(Overflow):
             return (yield from infer(job, network, device, tile))
         self._overflowed.add(device.name)

@@ -76,6 +76,21 @@ def test_a_core_is_spared_where_there_are_more(monkeypatch):
         assert devices.default_threads(spare=1) == left
 
 
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [("200000 100000", 2), ("150000 100000", 2), ("50000 100000", 1), ("max 1000", 6)],
+)
+def test_a_container_gets_a_share_of_the_cores(tmp_path, monkeypatch, told, expected):
+    monkeypatch.delenv("NAPARI_ATTUNET_THREADS", raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(devices, "QUOTA", tmp_path / "cpu.max")
+    assert devices.default_threads() == 6
+    devices.QUOTA.write_text(f"{told}\n")
+    assert devices.default_threads() == expected
+    assert devices.default_threads(spare=1) == max(1, expected - 1)
+
+
 @pytest.mark.parametrize("more", [1, -1])
 def test_runs_at_the_same_time_leave_no_number_behind(more, monkeypatch, request):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(64), raising=False)

@@ -6,6 +6,7 @@ import sys
 
 import psutil
 import pytest
+import torch
 
 from napari_attunet import memory
 
@@ -32,6 +33,30 @@ def test_a_container_without_a_limit(tmp_path, monkeypatch, limit):
         (tmp_path / "limit").write_text(limit)
     monkeypatch.setattr(memory, "LIMIT", tmp_path / "limit")
     assert memory.available() > 2**20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("full"),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: not enough memory: you"),
+        RuntimeError("Invalid buffer size: 64.00 GiB"),  # MPS
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+    ],
+    ids=repr,
+)
+def test_a_full_memory_is_known_by_what_is_said(error):
+    assert memory.is_full(error)
+
+
+def test_a_full_memory_that_really_is():
+    with pytest.raises(RuntimeError) as said:
+        torch.empty(2**46)
+    assert memory.is_full(said.value)
+    assert not memory.is_full(RuntimeError("shapes do not fit"))
 
 
 def pages_in(environment):

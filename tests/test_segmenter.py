@@ -1,5 +1,6 @@
 """Segmentation: tiles change nothing, every kind of array works, failures retreat."""
 
+import copy
 import dataclasses
 import math
 import threading
@@ -8,6 +9,7 @@ import time
 import dask.array as da
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import zarr
 from hypothesis import example, given, settings
@@ -15,10 +17,16 @@ from hypothesis import strategies as st
 
 from napari_attunet import inference, plan
 from napari_attunet.canvas import in_pixels
+from napari_attunet.devices import Device, choose_device
 from napari_attunet.errors import Cancelled, DataError, DeviceError
-from napari_attunet.model import Model
+from napari_attunet.model import Model, load_model
 from napari_attunet.networks import AttentionUNet, fused
-from napari_attunet.plan import activation_bytes, default_halo, default_tile
+from napari_attunet.plan import (
+    activation_bytes,
+    default_halo,
+    default_tile,
+    prepare,
+)
 from napari_attunet.progress import drain, until
 from napari_attunet.receptive import STRIP
 from napari_attunet.segmenter import Segmenter, segment
@@ -491,23 +499,30 @@ def test_a_model_of_classes_can_give_objects():
 # --- when things go wrong ---------------------------------------------------------
 
 
-def refuse(monkeypatch, most):
+FULL = [
+    torch.OutOfMemoryError("out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+def refuse(monkeypatch, most, error=FULL[0]):
     """Let the network run out of memory above so many pixels."""
     explain = AttentionUNet.explain
 
     def limited(self, x, **options):
         if x[0, 0].numel() > most:
-            raise torch.OutOfMemoryError("out of memory")
+            raise error
         return explain(self, x, **options)
 
     monkeypatch.setattr(AttentionUNet, "explain", limited)
 
 
-def test_out_of_memory_halves_the_tile(monkeypatch):
+@pytest.mark.parametrize("error", FULL, ids=repr)
+def test_out_of_memory_halves_the_tile(monkeypatch, error):
     model = make_model(features=(2, 3))
     image = make_image((200, 200))
     expected = Segmenter(model).segment(image, **EVERYTHING)
-    refuse(monkeypatch, 100 * 100)
+    refuse(monkeypatch, 100 * 100, error)
     result = Segmenter(model).segment(image, **EVERYTHING)
     assert_same(result, expected)
     assert "ran out of memory" in result.record["fallbacks"][0]
@@ -520,13 +535,62 @@ def test_out_of_memory_everywhere_is_said(monkeypatch):
         Segmenter(make_model()).segment(make_image((64, 64)))
 
 
-def test_a_network_that_does_not_fit_is_said(monkeypatch):
-    def full(network, dtype):
-        raise torch.OutOfMemoryError("out of memory")
+@pytest.mark.parametrize("error", FULL, ids=repr)
+def test_a_network_that_does_not_fit_is_said(monkeypatch, error):
+    def full(*_):
+        raise error
 
-    monkeypatch.setattr("napari_attunet.segmenter.fused", full)
+    monkeypatch.setattr("napari_attunet.networks.operations.Repeated.__init__", full)
     with pytest.raises(DeviceError, match="close other programs"):
         Segmenter(make_model()).segment(make_image((64, 64)))
+
+
+def test_a_card_that_is_full_gives_way_to_the_processor(monkeypatch):
+    model, image = make_model(), make_image((64, 64))
+    expected = Segmenter(model, device="cpu").segment(image, **EVERYTHING)
+
+    def choose(device="auto", threads=None):
+        if device == "cuda":
+            return Device("cuda", "A card", "CUDA is available.")
+        return choose_device(device, threads)
+
+    on_device = Segmenter.network_on
+
+    def network_on(self, device, **options):
+        if device.name == "cuda":
+            self._networks["cuda", torch.float32] = None  # what it had come to
+            raise torch.OutOfMemoryError("out of memory")
+        return on_device(self, device, **options)
+
+    module = "napari_attunet.segmenter"
+    monkeypatch.setattr(f"{module}.choose_device", choose)
+    monkeypatch.setattr(f"{module}.choose_dtype", lambda *_: (torch.float32, ""))
+    monkeypatch.setattr(f"{module}.free_memory", lambda device: 2**30)
+    monkeypatch.setattr(f"{module}.release_memory", lambda device: None)
+    monkeypatch.setattr(Segmenter, "network_on", network_on)
+    segmenter = Segmenter(model, device="cuda")
+    result = segmenter.segment(image, **EVERYTHING)
+    assert_same(result, expected)
+    assert result.record["fallbacks"][-1].endswith("went on with the CPU.")
+    assert result.record["device"].startswith("cpu")
+    assert result.record["device_reason"] == "The GPU ran out of memory."
+    assert [name for name, _ in segmenter._networks] == ["cpu"]
+
+
+@pytest.mark.parametrize("name", ["nuclei-fluorescence", "nuclei-histology"])
+def test_bundled_models_are_exact(name):
+    """The contract: 1e-4 of a probability, and no label, against double precision."""
+    model = load_model(name)
+    colour = model.spec.network.in_channels == 3
+    picture = skimage.data.immunohistochemistry() if colour else skimage.data.cell()
+    image = picture[:256, :256]
+    found = Segmenter(model, tile=96).segment(image, probabilities=True)
+    prepared = prepare(model.spec, image)
+    x = torch.from_numpy(prepared.read((), (0, 0), (256, 256)))[None].double()
+    with torch.inference_mode():
+        exact = copy.deepcopy(model.network).double()(x).softmax(1)[0].numpy()
+    assert np.abs(found.probabilities - exact).max() < 1e-4
+    assert (found.probabilities.argmax(0) == exact.argmax(0)).all()
 
 
 def test_no_tile_is_mostly_halo_for_want_of_memory():

@@ -43,7 +43,12 @@ def add_to(commands: Commands, common: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> bool:
     """Print what a report of a problem should hold."""
-    from napari_attunet.devices import available_devices, choose_device, default_threads
+    from napari_attunet.devices import (
+        available_devices,
+        choose_device,
+        default_threads,
+        fast_type,
+    )
     from napari_attunet.library import Library, bundled_models
 
     device, library = choose_device(), Library()
@@ -56,6 +61,7 @@ def run(args: argparse.Namespace) -> bool:
         ("devices", ", ".join(available_devices())),
         ("runs on", f"{device}. {device.reason}"),
         ("threads", f"{default_threads()} of {os.cpu_count()} logical cores"),
+        ("fast mode", str(fast_type(device.name) or "none").removeprefix("torch.")),
         ("bundled models", f"{', '.join(bundled) or 'none'} in {bundled_models()}"),
         ("your models", f"{', '.join(own) or 'none'} in {library.folder}"),
         *(("damaged", reason) for reason in damaged.values()),

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from napari_attunet.memory import is_full
 from napari_attunet.networks.chains import TRANSPOSED, Chain, chains
 from napari_attunet.networks.explained import Edits, Encoded, Explained
 from napari_attunet.networks.gates import AdditiveGate
@@ -261,10 +262,8 @@ def _tried(
     """Return what a kind of module makes of something, if it then does the same."""
     try:
         made = kind(what)
-    except torch.OutOfMemoryError:
-        raise
     except (AttributeError, RuntimeError) as failure:
-        objection = _first_line(failure)
+        objection = _reason(failure)
     else:
         objection = _objection(made, apart, x, TOLERANCE)
         if not objection:
@@ -287,10 +286,8 @@ def _objection(
         with torch.inference_mode(), _without_tf32(one):
             expected = apart(x)  # first: x may be used up
             error = _disagreement(made(x), expected)
-    except torch.OutOfMemoryError:
-        raise
     except (AttributeError, RuntimeError) as failure:
-        return _first_line(failure)
+        return _reason(failure)
     # False for what is no number
     return "" if error <= tolerance else f"it differs by {error:.1e}"
 
@@ -330,6 +327,13 @@ def _without_tf32(x: Tensor) -> Iterator[None]:
             _Tf32.users -= 1
             if not _Tf32.users:
                 convolutions.allow_tf32, products.allow_tf32 = _Tf32.before
+
+
+def _reason(failure: Exception) -> str:
+    """Return why an operation is not used; a full memory is no reason."""
+    if is_full(failure):
+        raise failure
+    return _first_line(failure)
 
 
 def _first_line(failure: Exception) -> str:

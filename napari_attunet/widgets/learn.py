@@ -27,6 +27,7 @@ from napari_attunet.widgets.feedback import JobBar, complain, wrapped_label
 from napari_attunet.widgets.jobs import Job
 from napari_attunet.widgets.learn_form import WATCH, LearnForm
 from napari_attunet.widgets.plot import LossPlot
+from napari_attunet.widgets.preferences import preferred_threads
 from napari_attunet.widgets.preview import Preview
 from napari_attunet.widgets.question import Question
 
@@ -239,7 +240,7 @@ class LearnPanel(QWidget):
                 None if entry is None else entry.path,
                 self.form.settings(),
                 device=options.device.currentText(),
-                threads=options.threads.value() or None,
+                threads=options.threads.value() or preferred_threads(),
             )
         except (AttUnetError, OSError) as error:
             self._complain(error)

@@ -22,6 +22,7 @@ from superqt import QCollapsible
 from napari_attunet.architecture import PRECISIONS
 from napari_attunet.channels import CHANNEL_CHOICES, parse_channels
 from napari_attunet.spec import ModelSpec, ObjectSettings
+from napari_attunet.widgets.preferences import preferred_threads
 from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.warm import IDLE_SECONDS
 
@@ -226,7 +227,7 @@ class Options(QCollapsible):
         return Settings(
             model=model,
             device=device,
-            threads=self.threads.value() or None,
+            threads=self.threads.value() or preferred_threads(),
             tile=self.tile.value() or None,
             precision=self.precision.currentText(),
             axes=self.named_axes,

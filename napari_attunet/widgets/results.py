@@ -31,7 +31,7 @@ from napari_attunet.widgets.layers import (
     results_of,
 )
 from napari_attunet.widgets.poses import Pose, fit
-from napari_attunet.widgets.warm import segmenter_for
+from napari_attunet.widgets.warm import segmenter_for, used
 from napari_attunet.widgets.warmup import warm_up
 
 #: Of numbers that are no class of the model: of new classes that the user paints, in
@@ -246,17 +246,20 @@ def compute(task: Task) -> Steps[Outcome]:
         tile=settings.tile,
         precision=settings.precision,
     )
-    found = yield from segmenter.steps(
-        task.image,
-        axes=task.axes,
-        rgb=task.rgb,
-        channels=settings.channels,
-        attention=settings.attention,
-        skip_empty=settings.skip_empty,
-        output=settings.output,
-        objects=settings.objects if task.output == "objects" else None,
-        threshold=settings.threshold if task.output == "classes" else None,
-    )
+    try:
+        found = yield from segmenter.steps(
+            task.image,
+            axes=task.axes,
+            rgb=task.rgb,
+            channels=settings.channels,
+            attention=settings.attention,
+            skip_empty=settings.skip_empty,
+            output=settings.output,
+            objects=settings.objects if task.output == "objects" else None,
+            threshold=settings.threshold if task.output == "classes" else None,
+        )
+    finally:
+        used()
     yield Progress(0, 0, "Preparing layers")
     results = list(_attention(task, found))[::-1]
     results.append(_labels(task, found))

@@ -109,11 +109,19 @@ def find_places(search: Search) -> Steps[tuple[Place, ...]]:
     """Find the places to check; positions are those in the whole image."""
     yield Progress(0, 0, "Loading PyTorch")
     warm_up()
+    asked = search.settings
+    segmenter = segmenter_for(
+        asked.model,
+        device=asked.device,
+        threads=asked.threads,
+        tile=asked.tile,
+        precision=asked.precision,
+    )
     doubt = yield from doubt_steps(
-        segmenter_for(search.settings.model),
+        segmenter,
         search.image,
         axes=search.axes,
-        channels=search.settings.channels,
+        channels=asked.channels,
         flips=search.flips,
     )
     yield Progress(0, 0, "Ranking the places")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from napari_attunet.segmenter import Segmenter
 
-__all__ = ["let_go", "segmenter_for"]
+__all__ = ["let_go", "segmenter_for", "used"]
 
 #: After so long without use its memory, on a GPU or not, is given back.
 IDLE_SECONDS = 300.0
@@ -84,6 +84,13 @@ def let_go() -> bool:
     del kept
     release_memory(device)
     return True
+
+
+def used() -> None:
+    """Say that the segmenter has been in use until now."""
+    with _lock:
+        if _kept is not None:
+            _restart()
 
 
 def _restart() -> None:

@@ -214,6 +214,7 @@ def test_doctor_tells_why_cuda_is_not_used(call: Call, shelf: Library) -> None:
     facts = dict(line.split("  ", 1) for line in told.splitlines())
     assert choose_device().reason in facts["runs on"]
     assert str(shelf.folder) in facts["your models"]
+    assert facts["fast mode"].strip() in ("none", "bfloat16", "float16")
     assert facts["numpy"].strip() == np.__version__
 
 

@@ -27,6 +27,7 @@ from napari_attunet.widgets.jobs import _Work
 from napari_attunet.widgets.places import NEXT_SHORTCUT, PlacesPanel
 from napari_attunet.widgets.results import Settings
 from napari_attunet.widgets.search import find_places, plan_search, show, zoom_for
+from napari_attunet.widgets.warm import segmenter_for
 
 TIMEOUT = 20_000
 
@@ -151,6 +152,21 @@ def test_channels_are_taken_as_the_user_chose_before(folder, rng):
     wanted = drain(find_places(plan_search(Image(both[1]), network_of(), alone)))
     assert found == wanted
     assert found
+
+
+def test_all_that_was_chosen_is_used(folder, rng, monkeypatch):
+    chosen = {"device": "cpu", "threads": 1, "tile": 96, "precision": "exact"}
+    settings = Settings(model=str(folder / "grey@1.safetensors"), **chosen)
+    task = plan_search(Image(rng.random((40, 50))), network_of(), settings)
+    asked = []
+
+    def remembered(model, **options):
+        asked.append(options)
+        return segmenter_for(model, **options)
+
+    monkeypatch.setattr("napari_attunet.widgets.search.segmenter_for", remembered)
+    drain(find_places(task))
+    assert asked == [chosen]
 
 
 def test_positions_are_those_in_the_whole_stack(folder, rng):

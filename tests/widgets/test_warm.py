@@ -2,11 +2,15 @@
 
 import shutil
 
+import numpy as np
 import pytest
+from napari.layers import Image
 
 from napari_attunet.errors import ModelError
+from napari_attunet.header import read_spec
 from napari_attunet.library import Library
 from napari_attunet.widgets import warm
+from napari_attunet.widgets.results import Settings, compute, plan
 from napari_attunet.widgets.warm import let_go, segmenter_for
 
 
@@ -59,6 +63,31 @@ def test_memory_is_given_back_when_idle(path, monkeypatch):
     segmenter_for(path)
     warm._timer.join(5)
     assert warm._kept is None
+
+
+def test_what_is_in_use_is_not_idle(path, monkeypatch):
+    monkeypatch.setattr(warm, "IDLE_SECONDS", 60)
+    first = segmenter_for(path)
+    before = warm._timer
+    warm.used()
+    assert warm._timer is not before
+    assert before.finished.is_set()  # it never goes off
+    assert segmenter_for(path) is first
+    let_go()
+    warm.used()  # nothing is left to be kept
+    assert warm._timer is None
+
+
+def test_a_run_counts_until_its_end(path, monkeypatch):
+    layer = Image(np.zeros((32, 32), np.uint8))
+    spec = read_spec(path)
+    settings = Settings(model=path, device="cpu", attention=False)
+    steps = compute(plan([layer], layer, spec, settings))
+    told = []
+    monkeypatch.setattr("napari_attunet.widgets.results.used", lambda: told.append(1))
+    for progress in steps:
+        assert not told or progress.message == "Preparing layers"
+    assert told == [1]
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing(path, tmp_path):
