@@ -5,7 +5,7 @@ B): ratios are medians over the rounds, with the smallest and the largest. Memor
 measured in a fresh process each.
 
     python benchmarks/speed.py [--threads 1,2] [--rounds 7] [--device cpu] [--json FILE]
-        [--parts checks,forward,image,fast,gates,training,area,start]
+        [--parts checks,forward,image,fast,gates,training,curve,area,start]
 
 Rivals: the network as it stands, in PyTorch's own layout (eager; for the reference
 network that is LeeJunHyun's AttU_Net, https://github.com/LeeJunHyun/Image_Segmentation,
@@ -52,13 +52,19 @@ from napari_attunet.networks import AttentionUNet, FusedUNet, fused
 from napari_attunet.networks.layers import conv
 from napari_attunet.networks.operations import Operation
 from napari_attunet.plan import prepare
+from napari_attunet.samples import synthetic_nuclei
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.spec import ModelSpec
 from napari_attunet.training.losses import segmentation_loss
+from napari_attunet.training.samples import Batch, CropSampler, Pair
+from napari_attunet.training.settings import TrainingSettings
 
 BUNDLED = "nuclei-fluorescence"
 REFERENCE = NetworkSpec(in_channels=3, features=(64, 128, 256, 512, 1024))
 VOLUME = NetworkSpec(ndim=3, out_channels=3, features=(16, 32, 64, 128))
+
+#: Of learning: that of a usual training.
+RATE = 2e-3
 
 #: Features of the networks that are compared with and without gates.
 GATED = ((16, 32, 64, 128, 256), REFERENCE.features)
@@ -333,7 +339,8 @@ def image(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
 class Rounded(Segmenter):
     """Computes in float32, but rounds weights and results to another type.
 
-    So do devices that have the type: they sum up products in float32, too.
+    So do devices that have the type: they sum up products in float32, too. What a
+    network in 16 bits leaves exact stays so.
     """
 
     def __init__(self, model: Model, dtype: torch.dtype, **places: object) -> None:
@@ -344,8 +351,15 @@ class Rounded(Segmenter):
         key = device.name, self.dtype
         if key not in self._networks:
             network = copy.deepcopy(super().network_on(device, exact=exact))
-            for values in (*network.parameters(), *network.buffers()):
-                values.copy_(self.rounded(values))
+            half = fused(self.model.network, self.dtype)
+            left = {
+                name.replace("0.first", "0")  # of an `Entrance`
+                for name, values in half.state_dict().items()
+                if values.dtype == torch.float32
+            }
+            for name, values in network.state_dict().items():
+                if name not in left:
+                    values.copy_(self.rounded(values))
             for module in network.modules():
                 if isinstance(module, Operation) or not list(module.children()):
                     module.register_forward_hook(lambda *c: self.rounded(c[2]))
@@ -394,26 +408,24 @@ def fast(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
 # --- gates, training --------------------------------------------------------------
 
 
-def step_of(network: AttentionUNet, x: torch.Tensor, *, ours: bool):
-    """Return what takes one step of training, plainly or as we do it."""
+def step_of(network: AttentionUNet, batch: Batch, *, ours: bool):
+    """Return what takes one step of training, plainly or as we do it.
+
+    It learns from that batch, or from another that it is given, and returns the loss.
+    """
     network = network.train()
     network = network.channels_last() if ours else as_published(network)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=ours or None)
-    classes = max(2, network.spec.out_channels)
-    generator = torch.Generator().manual_seed(0)
-    target = torch.randint(0, classes, (len(x), *x.shape[2:]), generator=generator).to(
-        x.device
-    )
-    weight = torch.ones(target.shape, device=x.device)
-    half = ours and has_bfloat16(x.device.type)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, fused=ours or None)
+    kind = batch.images.device.type
+    half = ours and has_bfloat16(kind)
 
-    def step() -> None:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            logits = network(x)
+    def step(batch: Batch = batch) -> float:
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            logits = network(batch.images)
         loss = segmentation_loss(
             logits.float(),
-            target,
-            weight,
+            batch.targets,
+            batch.weights,
             class_weights=(),
             dice_weight=1.0,
             auxiliary=[],
@@ -421,24 +433,53 @@ def step_of(network: AttentionUNet, x: torch.Tensor, *, ours: bool):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        return float(loss.detach())
 
     return step
 
 
-def crops(spec: NetworkSpec, device: str) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(4, spec.in_channels, 128, 128, generator=generator).to(device)
+def crops(classes: int, device: str, *, count: int = 1) -> list[Batch]:
+    """Return batches of crops of a grey image, with targets of so many classes."""
+    pairs = [Pair(*synthetic_nuclei((512, 512), seed=seed)) for seed in range(2)]
+    network = NetworkSpec(out_channels=classes)
+    spec = ModelSpec(name="crops", network=network, output="objects")
+    sampler = CropSampler(pairs, spec, TrainingSettings(crop=(128, 128), batch_size=4))
+    batches = (sampler.batch(number) for number in range(count))
+    return [
+        Batch(b.images.to(device), b.targets.to(device), b.weights.to(device))
+        for b in batches
+    ]
 
 
 def training(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     """Take steps of training as a quick round of learning does."""
-    x = crops(load_model(BUNDLED).spec.network, args.device)
+    (batch,) = crops(3, args.device)
     runs = {
-        name: step_of(load_model(BUNDLED).network.to(args.device), x, ours=ours)
+        name: step_of(load_model(BUNDLED).network.to(args.device), batch, ours=ours)
         for name, ours in (("naive, float32", False), ("ours", True))
     }
     turns = Turns(runs, args.device).go(args.rounds)
     return turns.rows(f"training step, {BUNDLED}, 4 x 128 x 128", count)
+
+
+def curve(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
+    """Train from scratch, plainly and as we do it, from the same crops."""
+    rows = []
+    batches = crops(3, args.device, count=args.steps)
+    spec = load_model(BUNDLED).spec
+    for name, ours in (("naive, float32", False), ("ours", True)):
+        for seed in range(2):
+            network = Model.fresh(spec, seed=seed).network.to(args.device)
+            step = step_of(network, batches[0], ours=ours)
+            start = time.perf_counter()
+            losses = [step(batch) for batch in batches]
+            seconds = time.perf_counter() - start
+            parts = (part.mean() for part in np.array_split(losses, 4))
+            told = " ".join(f"{loss:.3f}" for loss in parts)
+            what = f"loss in each quarter of {args.steps} steps, seed {seed}"
+            rows.append({"what": what, "threads": count, "who": name})
+            rows[-1] |= {"seconds": seconds, "labels": told}
+    return rows
 
 
 def gates(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
@@ -458,11 +499,10 @@ def gates(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
             }
             turns = Turns(runs, args.device).go(args.rounds)
         rows += turns.rows(f"gates, inference, {features[0]} features", count)
-        if features[0] < 64:
-            x = crops(NetworkSpec(), args.device)
-            runs = {n: step_of(net, x, ours=True) for n, net in networks.items()}
-            turns = Turns(runs, args.device).go(args.rounds)
-            rows += turns.rows("gates, training, 16 features", count)
+        (batch,) = crops(3, args.device)
+        runs = {n: step_of(net, batch, ours=True) for n, net in networks.items()}
+        turns = Turns(runs, args.device).go(args.rounds)
+        rows += turns.rows(f"gates, training, {features[0]} features", count)
     return rows
 
 
@@ -557,6 +597,7 @@ PARTS = {
     "fast": fast,
     "gates": gates,
     "training": training,
+    "curve": curve,
     "area": area,
     "start": start,
 }
@@ -591,6 +632,7 @@ def main() -> None:
     parser.add_argument(
         "--areas", type=int, nargs="+", default=[2048, 4096, 8192], help="edges"
     )
+    parser.add_argument("--steps", type=int, default=200, help="of a curve of losses")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     print(choose_device(args.device), torch.__version__)

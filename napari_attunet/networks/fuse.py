@@ -7,8 +7,8 @@ A chain of modules that follow one another becomes one operation where algebra a
 - Repeating pixels and convolving 3x3 is one transposed convolution: of the nine
   multiplications for a pixel, four are left in 2D, eight of 27 in 3D.
 - A 1x1 convolution is a matrix product, where channels lie last in memory.
-- A 3x3 convolution of many channels needs a quarter of its multiplications
-  (`napari_attunet.networks.winograd`).
+- A 3x3 convolution of many channels needs a quarter of its multiplications, and one of
+  repeated pixels two fifths of those four (`napari_attunet.networks.winograd`).
 - A ReLU is applied while the convolution's result is still in the processor.
 - Max pooling finds no indices.
 - A decoder's block and an additive gate take skip and signal side by side, without
@@ -113,13 +113,16 @@ class FusedUNet(StripedUNet):
         In which it computes; it takes and returns float32.
     """
 
+    _entering = torch.float32
+
     def in_half(self, dtype: torch.dtype) -> FusedUNet:
         """Compute in another type from now on, and return self.
 
         In bfloat16, which has eight bits, a constant error in all pixels is what
         changes most labels: on stained tissue two thirds of those that change. So the
-        image and what first meets it stay in float32, as do biases where convolutions
-        can do with that. It costs next to nothing.
+        image and what first meets it stay in float32 (but where a shortcut adds the
+        image as it is), as do biases where convolutions can do with that. It costs next
+        to nothing.
         """
         coarse = dtype == torch.bfloat16
         biases = [
@@ -127,26 +130,30 @@ class FusedUNet(StripedUNet):
             for module in self.modules()
             if isinstance(module, (OneDNN, Paired)) and module.bias is not None
         ]
-        block, first = self.encoder[0], None
-        # A shortcut would add the image as it is.
-        if coarse and not isinstance(block.shortcut, nn.Module):
-            first = block.get_submodule("0")
-            block.register_module("0", nn.Identity())
+        block = self.encoder[0]
+        first: dict[str, nn.Module] = {}
+        if coarse and not isinstance(block.shortcut, nn.Identity):
+            names = (
+                ("0", "shortcut.0") if isinstance(block.shortcut, nn.Module) else "0"
+            )
+            first = {name: block.get_submodule(name) for name in names}
+        for name in first:
+            block.set_submodule(name, nn.Identity())
         for name, module in self.named_children():
             if name != "transformer":  # half a pixel is too much
                 module.to(dtype)
-        if first is not None:
-            block.register_module("0", Entrance(first, dtype))
+        for name, module in first.items():
+            block.set_submodule(name, Entrance(module, dtype))
         if coarse:
             for bias, exact in biases:
                 bias.data = exact
         self.dtype = dtype
+        self._entering = torch.float32 if first else dtype
         return self
 
     def encode(self, x: Tensor, *, wanted: Sequence[slice] | None = None) -> Encoded:
         """Run the encoder alone; see `AttentionUNet.encode`."""
-        if not isinstance(self.encoder[0].get_submodule("0"), Entrance):
-            x = x.to(self.dtype)
+        x = x.to(self._entering)
         with _without_tf32(x):
             return super().encode(x, wanted=wanted)
 

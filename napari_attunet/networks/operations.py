@@ -26,7 +26,8 @@ FEW = 4
 #: Channels on both sides from which Winograd's algorithm is faster, on a CPU with
 #: AVX-512: 1.2 times with so many, 1.8 with twice as many, 2.5 with four times, 0.9
 #: with half. Its weights take four times the memory. Where pixels are repeated it is
-#: 1.1, 1.4, 1.9 and 0.8 times as fast, and takes eleven times the memory.
+#: 1.1, 1.4, 1.9 and 0.8 times as fast, and takes six times the memory of the transposed
+#: convolution's.
 MANY = 128
 
 

@@ -13,8 +13,8 @@ the number of channels on the other side.
 Pixels repeated before the convolution need not be. Each of the s² outputs that a pixel
 becomes is a 3x3 convolution of the pixels as they were, with a kernel of its own, and
 all share the transformed patches. Of a pixel repeated twice along an axis, each kernel
-looks to one side only, so that one of six numbers meets a zero and is left out: 6.25
-multiplications for a pixel, where the transposed convolution needs sixteen.
+looks to one side only, so that one of six numbers meets a zero and is left out: 100
+multiplications for 64 outputs, where the transposed convolution needs 256.
 """
 
 from __future__ import annotations
@@ -73,8 +73,13 @@ def winograd_weight(weight: Tensor, repeats: Sequence[int] = (1, 1)) -> Tensor:
         For each output of a pixel; of the six numbers along an axis, those kept.
     """
     down, across = (_of_outputs(count).to(weight.device) for count in repeats)
-    transformed = torch.einsum("pai,ocij,qbj->pqabco", down, weight.double(), across)
-    return transformed.to(weight.dtype).contiguous()
+    out, into = weight.shape[:2]
+    places = (len(down), len(across), down.shape[1], across.shape[1])
+    transformed = weight.new_empty(*places, into, out)
+    exact = weight.double()
+    for p, q in itertools.product(*map(range, places[:2])):  # each takes memory
+        transformed[p, q] = torch.einsum("ai,ocij,bj->abco", down[p], exact, across[q])
+    return transformed
 
 
 def _of_outputs(count: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from napari_attunet.networks import fuse, fused, operations
+from napari_attunet.networks.joined import Paired
 from napari_attunet.networks.layers import (
     RepeatedConv2d,
     RepeatedConv3d,
@@ -249,15 +250,34 @@ def test_what_all_pixels_share_is_not_rounded(randomised):
     first = half.encoder[0].get_submodule("0.first")
     assert torch.equal(first.weight, exact.encoder[0].get_submodule("0").weight)
     for name, module in half.named_modules():
-        if isinstance(module, operations.OneDNN) and module is not first:
-            assert module.weight.dtype == torch.bfloat16
+        if isinstance(module, (operations.OneDNN, Paired)) and module is not first:
+            weights = [p for n, p in module.named_parameters() if n != "bias"]
+            assert {w.dtype for w in weights} == {torch.bfloat16}
             assert torch.equal(module.bias, exact.get_submodule(name).bias)
-    # An image that bfloat16 cannot hold, but for a pixel that is near
+    # An image that bfloat16 would round to another.
     x = torch.full((1, 2, 8, 8), 1 + 2**-9)
     rounded = x.bfloat16().float()
     assert not torch.equal(x, rounded)
     with torch.inference_mode():
         assert not torch.equal(half(x), half(rounded))
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
+@pytest.mark.parametrize(("channels", "exact"), [(2, True), (4, False)])
+def test_a_shortcut_takes_the_image_too(randomised, channels, exact):
+    spec = NetworkSpec(in_channels=channels, features=(4, 6), residual=True)
+    network = randomised(spec)
+    half = fused(network, torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    entrances = [m for m in half.modules() if isinstance(m, operations.Entrance)]
+    assert len(entrances) == (2 if exact else 0)
+    x = an_image(spec)
+    with torch.inference_mode():
+        difference = (half(x) - network(x)).abs().max()
+        assert difference < 0.1 * network(x).abs().max()
 
 
 def test_where_half_the_bits_do_not_do(randomised, monkeypatch, caplog):

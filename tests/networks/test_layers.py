@@ -6,8 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from napari_attunet.networks import layers
-from napari_attunet.networks.layers import channels_last, for_channels, norm
+from napari_attunet.networks.layers import (
+    channels_last,
+    for_channels,
+    norm,
+    repeated_kernel,
+)
 
 
 @settings(deadline=None)
@@ -49,9 +53,12 @@ def test_normalising_few_channels_is_no_other(
         torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("channels", "planes"), [(8, True), (15, True), (16, False)])
-def test_few_channels_are_planes_on_the_way(monkeypatch, channels, planes):
-    monkeypatch.setattr(layers, "VECTOR", 16)
+@pytest.mark.parametrize(
+    ("channels", "threads", "planes"),
+    [(8, 2, True), (24, 2, True), (16, 2, False), (32, 2, False), (8, 1, False)],
+)
+def test_rows_of_whole_lines_are_left_alone(monkeypatch, channels, threads, planes):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     seen = []
     monkeypatch.setattr(
         nn.BatchNorm2d, "forward", lambda self, x: seen.append(x.is_contiguous()) or x
@@ -64,14 +71,25 @@ def test_few_channels_are_planes_on_the_way(monkeypatch, channels, planes):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("last", [True, False])
-def test_coefficients_for_each_channel(dtype, last):
-    x = torch.randn(2, 3, 4, 5).to(dtype)
+@pytest.mark.parametrize("channels", [3, 32])
+def test_coefficients_for_each_channel(dtype, last, channels):
+    x = torch.randn(2, channels, 4, 5).to(dtype)
     x = channels_last(x) if last else x
     alpha = torch.rand(2, 1, 4, 5).to(dtype).requires_grad_()
     spread = for_channels(alpha, x)
-    if dtype == torch.bfloat16:
+    if dtype == torch.bfloat16 and last and channels == 3:
         assert spread.stride() == x.stride()
+    else:
+        assert spread is alpha
     assert torch.equal(x * spread, x * alpha)
     (x * spread).sum().backward()
     expected = x.float().sum(1, keepdim=True)
-    torch.testing.assert_close(alpha.grad.float(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(alpha.grad.float(), expected, rtol=2e-2, atol=0.1)
+
+
+def test_the_step_ups_kernel_is_exact_under_autocast():
+    weight = torch.randn(4, 3, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = repeated_kernel(weight, (2, 2))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, repeated_kernel(weight, (2, 2)))

@@ -100,6 +100,21 @@ def test_strips_change_nothing(spec, randomised, monkeypatch, strip):
             assert_is_part(found, expected, network.mechanisms, wanted, close)
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
+def test_strips_change_nothing_in_half_the_bits(spec, randomised, monkeypatch):
+    network = randomised(spec)
+    faster = fused(network, torch.bfloat16)  # judged by images too small for strips
+    monkeypatch.setattr(receptive, "STRIP", 4)
+    x = torch.rand(1, spec.in_channels, *(9 * d for d in spec.divisor))
+    with torch.inference_mode():
+        found, expected = faster.explain(x), network.explain(x)
+    largest = expected.logits.abs().max()
+    assert float((found.logits - expected.logits).abs().max()) < 0.1 * largest
+
+
 def test_gates_are_edited_in_strips_as_well(editable, randomised, monkeypatch):
     monkeypatch.setattr(receptive, "STRIP", 6)
     network = randomised(editable)

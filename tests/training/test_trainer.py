@@ -35,6 +35,33 @@ def same(a, b):
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="oneDNN has no bfloat16 on this processor, not even emulated",
+)
+def test_it_learns_as_much_in_half_the_bits(monkeypatch):
+    spec = make_spec(features=(8, 16, 32))
+    settings = dataclasses.replace(
+        SETTINGS, steps=40, crop=(64, 64), learning_rate=1e-2, validate_every=40
+    )
+    losses = {}
+    for half in (False, True):
+        monkeypatch.setattr(
+            "napari_attunet.training.state.has_bfloat16", lambda device, half=half: half
+        )
+        told = [
+            progress.values["loss"]
+            for progress in train(spec, PAIRS, [], settings)
+            if "loss" in (progress.values or {})
+        ]
+        losses[half] = told
+    assert losses[True] != losses[False]  # it did compute in another type
+    parts = slice(5), slice(-10, None)
+    early, late = (np.mean([told[p] for told in losses.values()], 1) for p in parts)
+    assert (late < 0.7 * early).all()
+    assert abs(late[1] - late[0]) < 0.05 * late[0]
+
+
 def test_it_learns():
     spec = make_spec(features=(8, 16, 32))
     settings = dataclasses.replace(
