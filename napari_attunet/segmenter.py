@@ -76,7 +76,7 @@ class Segmenter:
         sees (tiles then change nothing), in 3D a smaller one.
     precision : {"auto", "exact", "fast"}
         Exact is float32. Fast is float16 on CUDA cards and bfloat16 on processors that
-        have it, and changes a few labels in ten thousand, in bfloat16 in a thousand. By
+        have it, and changes less than a label in a thousand (docs/performance.md). By
         default fast on CUDA cards and exact elsewhere.
 
     Attributes
