@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,9 @@ from napari_attunet.widgets.warmup import warm_up
 MORE_COLORS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00")
 MORE_CLASSES = 24
 UNKNOWN = "#a0a0a0"
+
+if TYPE_CHECKING:
+    from napari_attunet.segmenter import Segmenter
 
 __all__ = [
     "Outcome",
@@ -86,6 +89,16 @@ class Settings:
     threshold: float | None = None
     attention: bool = True
     skip_empty: bool = False
+
+    def segmenter(self) -> Segmenter:
+        """Return the segmenter, which may be loaded already; call it in a thread."""
+        return segmenter_for(
+            self.model,
+            device=self.device,
+            threads=self.threads,
+            tile=self.tile,
+            precision=self.precision,
+        )
 
 
 def last_settings(layers: Iterable[Layer], source: Image, entry: Entry) -> Settings:
@@ -239,13 +252,7 @@ def compute(task: Task) -> Steps[Outcome]:
     warm_up()
     yield Progress(0, 0, f"Loading {task.spec.name}")
     settings = task.settings
-    segmenter = segmenter_for(
-        settings.model,
-        device=settings.device,
-        threads=settings.threads,
-        tile=settings.tile,
-        precision=settings.precision,
-    )
+    segmenter = settings.segmenter()
     try:
         found = yield from segmenter.steps(
             task.image,

@@ -13,7 +13,6 @@ from napari_attunet.review import Place, doubt_steps
 from napari_attunet.spec import ModelSpec
 from napari_attunet.widgets.layers import array_of, axes_of
 from napari_attunet.widgets.results import Settings
-from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -110,15 +109,8 @@ def find_places(search: Search) -> Steps[tuple[Place, ...]]:
     yield Progress(0, 0, "Loading PyTorch")
     warm_up()
     asked = search.settings
-    segmenter = segmenter_for(
-        asked.model,
-        device=asked.device,
-        threads=asked.threads,
-        tile=asked.tile,
-        precision=asked.precision,
-    )
     doubt = yield from doubt_steps(
-        segmenter,
+        asked.segmenter(),
         search.image,
         axes=search.axes,
         channels=asked.channels,

@@ -164,7 +164,7 @@ def test_all_that_was_chosen_is_used(folder, rng, monkeypatch):
         asked.append(options)
         return segmenter_for(model, **options)
 
-    monkeypatch.setattr("napari_attunet.widgets.search.segmenter_for", remembered)
+    monkeypatch.setattr("napari_attunet.widgets.results.segmenter_for", remembered)
     drain(find_places(task))
     assert asked == [chosen]
 

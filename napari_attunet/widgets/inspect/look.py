@@ -19,7 +19,6 @@ from napari_attunet.widgets.layers import array_of, axes_of, mark_of, results_of
 from napari_attunet.widgets.poses import Pose, in_units_of
 from napari_attunet.widgets.preview import visible_region
 from napari_attunet.widgets.results import Settings
-from napari_attunet.widgets.warm import segmenter_for
 from napari_attunet.widgets.warmup import warm_up
 
 if TYPE_CHECKING:
@@ -139,13 +138,7 @@ class Look:
 
         yield Progress(0, 0, f"Loading {self.spec.name}")
         asked = self.settings
-        segmenter = segmenter_for(
-            asked.model,
-            device=asked.device,
-            threads=asked.threads,
-            tile=asked.tile,
-            precision=asked.precision,
-        )
+        segmenter = asked.segmenter()
         yield Progress(0, 0, "Looking")
         places = zip(self.axes, self.region, strict=True)
         output = asked.output or self.spec.output
