@@ -169,7 +169,13 @@ class Canvas:
         self._tiles = list(tiling)
         self._mechanisms = tuple(mechanisms)
         self._first = 1
-        self.labels = np.zeros(view.label_shape, np.int32)
+        waits = isinstance(labeller, ObjectLabeller)
+        # Set aside, so that it is known now whether there is room; but until the end,
+        # when no tile needs memory any more, classes are of the smallest type.
+        self._labels = self._written = np.zeros(view.label_shape, np.int32)
+        if not waits:
+            smallest = np.min_scalar_type(n_classes - 1)
+            self._written = np.zeros(view.label_shape, smallest)
         self.probabilities = (
             np.zeros((n_classes, *view.label_shape), np.float32)
             if keep_probabilities
@@ -179,7 +185,6 @@ class Canvas:
             self.probabilities[0] = 1  # where no tile is looked at
         # Objects wait for their whole frame. Half precision resolves 0.0005 near one,
         # far finer than any threshold matters.
-        waits = isinstance(labeller, ObjectLabeller)
         shape = view.spatial_shape if waits else (0,)
         self._interior = np.zeros(shape, np.float16)
         self._foreground = np.zeros(shape, bool)
@@ -224,7 +229,7 @@ class Canvas:
         kept = probabilities[(slice(None), *_beginning(tile.write))]
         at = view.label_index(frame, tile.write)
         if isinstance(self._labeller, ClassLabeller):
-            self.labels[at] = view.to_label_order(self._labeller.label(kept))
+            self._written[at] = view.to_label_order(self._labeller.label(kept))
         else:
             interior, foreground = self._labeller.keep(kept)
             self._interior[tile.write] = interior
@@ -253,9 +258,15 @@ class Canvas:
         labels = self._labeller.label(self._interior, self._foreground, self._first)
         self._first = max(self._first, int(labels.max(initial=0)) + 1)
         whole = tuple(slice(0, n) for n in view.spatial_shape)
-        self.labels[view.label_index(frame, whole)] = view.to_label_order(labels)
+        self._written[view.label_index(frame, whole)] = view.to_label_order(labels)
         self._interior.fill(0)  # of the next frame, tiles may be left out
         self._foreground.fill(False)
+
+    def labels(self) -> npt.NDArray[np.int32]:
+        """Return the labels of the whole image, once all of its tiles are there."""
+        if self._written is not self._labels:
+            self._labels[...] = self._written
+        return self._labels
 
     def maps(self) -> tuple[AttentionMap, ...]:
         """Return what lies on a grid, in the order of the mechanisms."""

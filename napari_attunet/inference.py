@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+import math
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
 from napari_attunet.architecture import Mechanism
@@ -21,18 +30,18 @@ from napari_attunet.errors import Cancelled, DeviceError
 from napari_attunet.glance import occupied
 from napari_attunet.memory import is_full
 from napari_attunet.networks import FusedUNet
-from napari_attunet.plan import Prepared
+from napari_attunet.plan import Prepared, pixels_together
 from napari_attunet.progress import Progress, Steps, ahead, unwanted
 from napari_attunet.spec import ModelSpec
 from napari_attunet.tiling import Tile, Tiling
 from napari_attunet.view import ImageView
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
     Look = Callable[[torch.Tensor, Tile], tuple[Floats, list[Floats]]]
+    Batch = list[tuple[tuple[int, ...], Tile]]
 
 __all__ = [
     "Job",
@@ -163,34 +172,53 @@ def infer(
         labeller=job.labeller,
     )
 
+    together = pixels_together(spec.network)
+
     def look(x: torch.Tensor, part: Tile) -> tuple[Floats, list[Floats]]:
-        with threads(job.threads):
-            return _explain(network, x.to(device.name), part, kept)
+        nonlocal together
+        if together or len(x) == 1:
+            with contextlib.suppress(TileTooLarge), threads(job.threads):
+                return _explain(network, x.to(device.name), part, kept)
+            if len(x) == 1:
+                raise TileTooLarge
+            release_memory(device)
+            together = 0  # from here on each by itself
+        each = [look(one, part) for one in x.split(1)]
+        probabilities, found = zip(*each, strict=True)
+        return np.concatenate(probabilities), [
+            np.concatenate(values) for values in zip(*found, strict=True)
+        ]
 
     parts = {frame: list(tiling) for frame in frames}
     if job.skip_empty:
         for frame in frames:
             parts[frame] = yield from _occupied(job, frame, tiling, look)
             release_memory(device)
-    done, total = 0, sum(map(len, parts.values()))
-    reading = _pixels(job.prepared, parts)
+    batches = list(_batches(parts, together))
+    left = {frame: len(wanted) for frame, wanted in parts.items()}
+    done, total = 0, sum(left.values())
+    reading = _pixels(job.prepared, batches)
     if device.name != "cpu" or (job.threads or default_threads()) > 1:
         reading = ahead(reading)
     with contextlib.closing(reading):
-        for number, (frame, wanted) in enumerate(parts.items(), 1):
-            where = f"frame {number} of {len(frames)}, " if frames[1:] else ""
-            for part in wanted:
-                yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-                x = torch.from_numpy(_next(reading))[None]
-                probabilities, found = look(x, part)
-                canvas.put(frame, part, probabilities, found)
-                del x, probabilities, found
-                if device.name == "cpu":  # else what tiles leave behind piles up
-                    release_memory(device)
+        for batch in batches:
+            where = ""
+            if frames[1:]:
+                where = f"frame {frames.index(batch[0][0]) + 1} of {len(frames)}, "
+            yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
+            x = torch.from_numpy(_next(reading))
+            probabilities, found = look(x, batch[0][1])
+            for n, (frame, part) in enumerate(batch):
+                canvas.put(frame, part, probabilities[n], [f[n] for f in found])
                 done += 1
-            if job.output == "objects":
-                yield Progress(done, total, "Separating objects")
-            canvas.finish(frame)
+                left[frame] -= 1
+                if left[frame] == 0:
+                    if job.output == "objects":
+                        yield Progress(done, total, "Separating objects")
+                    canvas.finish(frame)
+            del x, probabilities, found
+            if device.name == "cpu":  # else what tiles leave behind piles up
+                release_memory(device)
     wide = all(h >= n for h, n in zip(job.halo, spec.network.halo, strict=True))
     whole = len(tiling) == 1 or (spec.network.is_local and wide)
     record = {
@@ -202,6 +230,7 @@ def infer(
         "tile": list(tile),
         "tiles": len(tiling),
         "skipped": len(frames) * len(tiling) - total,
+        "batch": max(map(len, batches), default=0) if together else 1,
         "halo": list(job.halo),
         "exact": whole and network.dtype == torch.float32 and not job.skip_empty,
         "axes": view.axes,
@@ -209,7 +238,7 @@ def infer(
         "output": job.output,
     }
     return Segmentation(
-        canvas.labels,
+        canvas.labels(),
         view.label_axes,
         canvas.probabilities,
         canvas.maps(),
@@ -242,14 +271,43 @@ def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
     return logits.float().softmax(1)
 
 
-def _pixels(
-    prepared: Prepared, parts: Mapping[tuple[int, ...], Sequence[Tile]]
-) -> Generator[npt.NDArray[np.float32]]:
-    """Yield what the network sees around the tiles of every frame."""
+def _batches(
+    parts: Mapping[tuple[int, ...], Sequence[Tile]], pixels: int
+) -> Iterator[Batch]:
+    """Yield tiles, in order, that the network can work on together.
+
+    Those are one like the other, and of no more pixels than that, if there are several.
+    """
+    batch: Batch = []
     for frame, wanted in parts.items():
         for part in wanted:
-            starts = tuple(r.start for r in part.read)
-            yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
+            sizes = [r.stop - r.start for r in part.read]
+            if batch and (
+                batch[0][1].part != part.part
+                or [r.stop - r.start for r in batch[0][1].read] != sizes
+                or (len(batch) + 1) * math.prod(sizes) > pixels
+            ):
+                yield batch
+                batch = []
+            batch.append((frame, part))
+    if batch:
+        yield batch
+
+
+def _pixels(
+    prepared: Prepared, batches: Iterable[Batch]
+) -> Generator[npt.NDArray[np.float32]]:
+    """Yield what the network sees around the tiles of every batch, (N, C, *spatial)."""
+    for batch in batches:
+        seen = [
+            prepared.read(
+                frame,
+                tuple(r.start for r in part.read),
+                tuple(r.stop for r in part.read),
+            )
+            for frame, part in batch
+        ]
+        yield np.stack(seen) if seen[1:] else seen.pop()[None]
 
 
 def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
@@ -269,7 +327,7 @@ def _occupied(
                 job.prepared,
                 frame,
                 tiling,
-                lambda x, part: look(x, part)[0],
+                lambda x, part: look(x, part)[0][0],
                 channels=job.spec.network.in_channels,
                 least=job.labeller.least,
             )
@@ -280,7 +338,7 @@ def _occupied(
 def _explain(
     network: FusedUNet, x: torch.Tensor, tile: Tile, kept: Sequence[Mechanism]
 ) -> tuple[npt.NDArray[np.float32], list[npt.NDArray[np.float32]]]:
-    """Return probabilities, (K, *tile.part), and the coefficients to keep."""
+    """Return probabilities, (N, K, *tile.part), and the coefficients to keep."""
     try:
         with torch.inference_mode():
             explained = network.explain(x, wanted=tile.part)
@@ -288,8 +346,8 @@ def _explain(
                 raise Overflow
             found = zip(network.mechanisms, explained.attention, strict=True)
             return (
-                class_probabilities(explained.logits)[0].cpu().numpy(),
-                [values[0].cpu().numpy() for m, values in found if m in kept],
+                class_probabilities(explained.logits).cpu().numpy(),
+                [values.cpu().numpy() for m, values in found if m in kept],
             )
     except (RuntimeError, MemoryError) as error:
         if not is_full(error):

@@ -201,7 +201,7 @@ class Inspection:
         if canvas.probabilities is None:
             raise TypeError("Probabilities were asked for.")
         return Answer(
-            canvas.labels, canvas.probabilities, canvas.maps(), canvas.tables()
+            canvas.labels(), canvas.probabilities, canvas.maps(), canvas.tables()
         )
 
     def _edits(self, edits: Mapping[int, Edit]) -> dict[int, torch.Tensor]:

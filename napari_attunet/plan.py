@@ -28,6 +28,7 @@ __all__ = [
     "default_halo",
     "default_tile",
     "per_axis",
+    "pixels_together",
     "prepare",
 ]
 
@@ -39,7 +40,7 @@ ACTIVATION_BYTES = 448 * 2**20
 
 #: Edge of a tile, in halos, by spatial dimensions: above it larger tiles save little
 #: work any more; below it the halo soon costs more than the image.
-WIDE = {2: 8, 3: 4}
+WIDE = {2: 12, 3: 4}
 
 #: Tensors of the finest level that are alive at the same time: of all that is read, as
 #: the encoder makes them, and of what is decoded of it.
@@ -51,6 +52,10 @@ LIVE_IN_STRIPS = (3.1, 3.4)
 #: Halo in 3D, in pixels of the finest level: an exact one would multiply the work by
 #: more than ten. See docs/tiling.md for the error.
 HALO_3D = 32
+
+#: Pixels of small tiles that are worked on together, where memory allows it as above:
+#: with more, nothing is gained.
+TOGETHER = 512 * 512
 
 #: No tile is made smaller than this by the retreat from a full memory.
 SMALLEST_TILE = 32
@@ -230,6 +235,11 @@ def default_tile(
         if not any(can):
             return tuple(tile)
         parts[can.index(max(can))] += 1
+
+
+def pixels_together(network: NetworkSpec) -> int:
+    """Return how many pixels of small tiles a network works on together."""
+    return min(TOGETHER, ACTIVATION_BYTES // int(4 * network.features[0] * LIVE[1]))
 
 
 def choose_labeller(

@@ -54,7 +54,10 @@ def test_every_part_says_something(speed, monkeypatch, tmp_path, half):
     dtype = torch.bfloat16 if half else None
     monkeypatch.setattr(speed, "fast_type", lambda device: dtype)
     rows = run(
-        speed, monkeypatch, tmp_path, "checks,forward,image,gates,training,curve"
+        speed,
+        monkeypatch,
+        tmp_path,
+        "checks,forward,image,reference,frames,gates,training,curve",
     )
     assert all(row["seconds"] > 0 for row in rows)
     errors = [(row["who"], row["error"]) for row in rows if "error" in row]
@@ -71,3 +74,10 @@ def test_areas_and_starts_have_processes_of_their_own(speed, monkeypatch, tmp_pa
     assert "64 x 64 to classes" in told
     assert "64 x 64 to objects" in told
     assert "import napari_attunet" in told
+    assert sum("dock" in what for what in told) == 3
+
+
+def test_what_differs_from_the_cpu_fails(speed, monkeypatch, tmp_path):
+    monkeypatch.setattr(speed, "EXACT", -1.0)
+    with pytest.raises(SystemExit, match="exact mode differs"):
+        run(speed, monkeypatch, tmp_path, "checks")

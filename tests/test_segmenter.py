@@ -199,6 +199,68 @@ def test_all_that_attends_is_named_and_placed():
     assert all(0 <= t.values.min() <= t.values.max() <= 1 for t in channels)
 
 
+MANY_KINDS = (*EVERY_KIND, AttentionSpec(kind="se"), AttentionSpec(kind="eca"))
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    frames=st.integers(2, 9),
+    shape=st.tuples(st.integers(5, 40), st.integers(5, 40)),
+    tile=st.sampled_from([16, 10_000]),
+    norm=st.sampled_from(["batch", "instance", "group"]),
+    attention=st.sampled_from([(), *((kind,) for kind in MANY_KINDS)]),
+    transformer=st.sampled_from([None, TransformerSpec()]),
+    output=st.sampled_from(["classes", "objects"]),
+    fit=st.integers(1, 5),
+)
+def test_small_tiles_are_worked_on_together(
+    frames, shape, tile, norm, attention, transformer, output, fit
+):
+    """As many as there is room for, each with the result that it has by itself."""
+    model = make_model(
+        features=(4, 6, 8), norm=norm, attention=attention, transformer=transformer
+    )
+    segmenter = Segmenter(model, tile=tile, halo=8)
+    image = make_image((frames, *shape))
+    options = {"axes": "TYX", "output": output, **EVERYTHING}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "TOGETHER", 0)
+        alone = segmenter.segment(image, **options)
+        padded = math.prod(-(-n // 4) * 4 for n in shape)
+        patch.setattr(plan, "TOGETHER", fit * padded)
+        together = segmenter.segment(image, **options)
+    assert alone.record["batch"] == 1
+    if together.record["tiles"] == 1:
+        assert together.record["batch"] == min(fit, frames)
+    assert_same(together, alone)
+    for a, b in zip(together.tables, alone.tables, strict=True):
+        np.testing.assert_allclose(a.values, b.values, atol=1e-4)
+
+
+def test_a_batch_that_does_not_fit_is_taken_tile_by_tile(monkeypatch):
+    model = make_model()
+    image = make_image((5, 32, 32))
+    options = {"axes": "TYX", **EVERYTHING}
+    expected = Segmenter(model).segment(image, **options)
+    assert expected.record["batch"] == 5
+    shapes = []
+    explain = AttentionUNet.explain
+
+    def limited(self, x, **more):
+        shapes.append(len(x))
+        if len(x) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return explain(self, x, **more)
+
+    monkeypatch.setattr(plan, "TOGETHER", 3 * 32 * 32)
+    monkeypatch.setattr(AttentionUNet, "explain", limited)
+    result = Segmenter(model).segment(image, **options)
+    assert shapes == [3, 1, 1, 1, 1, 1]  # tried once
+    assert (result.record["batch"], result.record["fallbacks"]) == (1, [])
+    assert result.record["tile"] == [32, 32]
+    assert_same(result, expected)
+
+
 def test_each_tile_has_a_row_of_its_own():
     model = make_model(attention=(AttentionSpec(kind="se"),))
     image = make_image((64, 40))
