@@ -8,6 +8,7 @@ long as they run, which two at a time never undo.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import traceback
 from collections.abc import Callable
@@ -119,7 +120,10 @@ class _Work(QRunnable):
             # the message.
             traceback.clear_frames(caught.__traceback__)
             error = caught
-        self.news.ended.emit(result, error)
+        # Where a script ends without Qt's event loop, Qt has deleted it by now: nobody
+        # is left to be told.
+        with contextlib.suppress(RuntimeError):
+            self.news.ended.emit(result, error)
 
     def _drain(self) -> Any:
         make_steps, self._make_steps = self._make_steps, None

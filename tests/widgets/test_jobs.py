@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 import warnings
 import weakref
@@ -205,6 +208,35 @@ def test_nobody_listens_any_more(qtbot):
     job.cancel()
     qtbot.waitUntil(lambda: not _Work.alive)
     assert closed.is_set()
+
+
+UNLOOPED = """
+import time
+from qtpy.QtWidgets import QApplication
+from napari_attunet.progress import Progress
+from napari_attunet.widgets.jobs import Job
+
+def steps():
+    yield Progress(0, 1, "")
+    time.sleep(0.5)
+
+application = QApplication([])
+job = Job(steps)
+job.start()
+time.sleep(0.2)
+"""
+
+
+def test_a_script_may_end_without_an_event_loop():
+    environment = os.environ | {"QT_QPA_PLATFORM": "offscreen"}
+    done = subprocess.run(
+        [sys.executable, "-c", UNLOOPED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_jobs_and_listeners_are_collected(qtbot, listener):
