@@ -25,6 +25,9 @@ __all__ = [
 
 Floats = npt.NDArray[np.float32]
 
+#: Labels that are widened at a time.
+SLAB = 2**22
+
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap:
@@ -170,12 +173,11 @@ class Canvas:
         self._mechanisms = tuple(mechanisms)
         self._first = 1
         waits = isinstance(labeller, ObjectLabeller)
-        # Set aside, so that it is known now whether there is room; but until the end,
-        # when no tile needs memory any more, classes are of the smallest type.
         self._labels = self._written = np.zeros(view.label_shape, np.int32)
-        if not waits:
+        if not waits:  # until the end, classes lie in the last bytes of their labels
             smallest = np.min_scalar_type(n_classes - 1)
-            self._written = np.zeros(view.label_shape, smallest)
+            packed = self._labels.reshape(-1).view(smallest)[-self._labels.size :]
+            self._written = packed.reshape(view.label_shape)
         self.probabilities = (
             np.zeros((n_classes, *view.label_shape), np.float32)
             if keep_probabilities
@@ -263,9 +265,16 @@ class Canvas:
         self._foreground.fill(False)
 
     def labels(self) -> npt.NDArray[np.int32]:
-        """Return the labels of the whole image, once all of its tiles are there."""
+        """Return the labels of the whole image, once all of its tiles are there.
+
+        Memory that nothing was written to costs nothing: until here, when no tile needs
+        any more, classes take a quarter of what they do as labels.
+        """
         if self._written is not self._labels:
-            self._labels[...] = self._written
+            wide, packed = self._labels.reshape(-1), self._written.reshape(-1)
+            for first in range(0, wide.size, SLAB):  # never beyond what was read
+                wide[first : first + SLAB] = packed[first : first + SLAB].copy()
+            self._written = self._labels
         return self._labels
 
     def maps(self) -> tuple[AttentionMap, ...]:

@@ -7,7 +7,6 @@ import math
 from collections.abc import (
     Callable,
     Generator,
-    Iterable,
     Iterator,
     Mapping,
     Sequence,
@@ -30,7 +29,7 @@ from napari_attunet.errors import Cancelled, DeviceError
 from napari_attunet.glance import occupied
 from napari_attunet.memory import is_full
 from napari_attunet.networks import FusedUNet
-from napari_attunet.plan import Prepared, pixels_together
+from napari_attunet.plan import Prepared
 from napari_attunet.progress import Progress, Steps, ahead, unwanted
 from napari_attunet.spec import ModelSpec
 from napari_attunet.tiling import Tile, Tiling
@@ -73,8 +72,8 @@ class Segmentation:
         Of what attends to channels, or turns the image, where it was asked for.
     record : dict
         What was run: model, device, precision, tile, halo, channels, seconds, whether
-        it was ``"exact"``, and in ``"fallbacks"`` what had to be done otherwise than
-        planned.
+        it was ``"exact"``, how many small tiles went together (``"batch"``), and in
+        ``"fallbacks"`` what had to be done otherwise than planned.
     """
 
     labels: npt.NDArray[np.int32]
@@ -125,7 +124,11 @@ class Overflow(Exception):
 
 
 def infer(
-    job: Job, network: FusedUNet, device: Device, tile: tuple[int, ...]
+    job: Job,
+    network: FusedUNet,
+    device: Device,
+    tile: tuple[int, ...],
+    together: int = 0,
 ) -> Steps[Segmentation]:
     """Segment every frame of an image.
 
@@ -137,11 +140,13 @@ def infer(
     device : Device
     tile : tuple of int
         Edge of the tiles along each spatial axis.
+    together : int
+        So many pixels of several small tiles may be worked on at a time.
 
     Returns
     -------
     generator
-        Yields `Progress` before each tile, returns the `Segmentation`.
+        Yields `Progress` before each tile is read, returns the `Segmentation`.
 
     Raises
     ------
@@ -172,17 +177,17 @@ def infer(
         labeller=job.labeller,
     )
 
-    together = pixels_together(spec.network)
+    alone = False  # once several were too many for the memory
 
     def look(x: torch.Tensor, part: Tile) -> tuple[Floats, list[Floats]]:
-        nonlocal together
-        if together or len(x) == 1:
+        nonlocal alone
+        if not alone or len(x) == 1:
             with contextlib.suppress(TileTooLarge), threads(job.threads):
                 return _explain(network, x.to(device.name), part, kept)
             if len(x) == 1:
                 raise TileTooLarge
             release_memory(device)
-            together = 0  # from here on each by itself
+            alone = True
         each = [look(one, part) for one in x.split(1)]
         probabilities, found = zip(*each, strict=True)
         return np.concatenate(probabilities), [
@@ -197,28 +202,34 @@ def infer(
     batches = list(_batches(parts, together))
     left = {frame: len(wanted) for frame, wanted in parts.items()}
     done, total = 0, sum(left.values())
-    reading = _pixels(job.prepared, batches)
+    most = max(map(len, batches), default=1)
+    reading = _pixels(job.prepared, parts)
     if device.name != "cpu" or (job.threads or default_threads()) > 1:
-        reading = ahead(reading)
+        reading = ahead(reading, most)
     with contextlib.closing(reading):
         for batch in batches:
-            where = ""
-            if frames[1:]:
-                where = f"frame {frames.index(batch[0][0]) + 1} of {len(frames)}, "
-            yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
-            x = torch.from_numpy(_next(reading))
+            seen = []
+            for frame, _ in batch:
+                where = ""
+                if frames[1:]:
+                    where = f"frame {frames.index(frame) + 1} of {len(frames)}, "
+                yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
+                seen.append(_next(reading))
+            x = torch.from_numpy(np.stack(seen) if seen[1:] else seen[0][None])
             probabilities, found = look(x, batch[0][1])
+            del seen, x
             for n, (frame, part) in enumerate(batch):
                 canvas.put(frame, part, probabilities[n], [f[n] for f in found])
+                if n + 1 == len(batch):  # objects take memory, too
+                    del probabilities, found
+                    if device.name == "cpu":  # else what tiles leave behind piles up
+                        release_memory(device)
                 done += 1
                 left[frame] -= 1
                 if left[frame] == 0:
                     if job.output == "objects":
                         yield Progress(done, total, "Separating objects")
                     canvas.finish(frame)
-            del x, probabilities, found
-            if device.name == "cpu":  # else what tiles leave behind piles up
-                release_memory(device)
     wide = all(h >= n for h, n in zip(job.halo, spec.network.halo, strict=True))
     whole = len(tiling) == 1 or (spec.network.is_local and wide)
     record = {
@@ -230,7 +241,7 @@ def infer(
         "tile": list(tile),
         "tiles": len(tiling),
         "skipped": len(frames) * len(tiling) - total,
-        "batch": max(map(len, batches), default=0) if together else 1,
+        "batch": 1 if alone else most,
         "halo": list(job.halo),
         "exact": whole and network.dtype == torch.float32 and not job.skip_empty,
         "axes": view.axes,
@@ -295,19 +306,13 @@ def _batches(
 
 
 def _pixels(
-    prepared: Prepared, batches: Iterable[Batch]
+    prepared: Prepared, parts: Mapping[tuple[int, ...], Sequence[Tile]]
 ) -> Generator[npt.NDArray[np.float32]]:
-    """Yield what the network sees around the tiles of every batch, (N, C, *spatial)."""
-    for batch in batches:
-        seen = [
-            prepared.read(
-                frame,
-                tuple(r.start for r in part.read),
-                tuple(r.stop for r in part.read),
-            )
-            for frame, part in batch
-        ]
-        yield np.stack(seen) if seen[1:] else seen.pop()[None]
+    """Yield what the network sees around the tiles of every frame."""
+    for frame, wanted in parts.items():
+        for part in wanted:
+            starts = tuple(r.start for r in part.read)
+            yield prepared.read(frame, starts, tuple(r.stop for r in part.read))
 
 
 def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:

@@ -53,8 +53,8 @@ LIVE_IN_STRIPS = (3.1, 3.4)
 #: more than ten. See docs/tiling.md for the error.
 HALO_3D = 32
 
-#: Pixels of small tiles that are worked on together, where memory allows it as above:
-#: with more, nothing is gained.
+#: Pixels of small tiles that are worked on together, where there is room: with more,
+#: nothing is gained.
 TOGETHER = 512 * 512
 
 #: No tile is made smaller than this by the retreat from a full memory.
@@ -237,9 +237,16 @@ def default_tile(
         parts[can.index(max(can))] += 1
 
 
-def pixels_together(network: NetworkSpec) -> int:
-    """Return how many pixels of small tiles a network works on together."""
-    return min(TOGETHER, ACTIVATION_BYTES // int(4 * network.features[0] * LIVE[1]))
+def pixels_together(network: NetworkSpec, room: int) -> int:
+    """Return how many pixels of small tiles a network works on together.
+
+    Parameters
+    ----------
+    network : NetworkSpec
+    room : int
+        Bytes, as of `activation_bytes`.
+    """
+    return min(TOGETHER, room // int(4 * network.features[0] * LIVE[1]))
 
 
 def choose_labeller(

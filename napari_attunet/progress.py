@@ -8,6 +8,7 @@ within a step that takes seconds, if it asks `unwanted` now and then, by `until`
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -136,18 +137,26 @@ class TimeLeft:
         return (now - began) / (done - first) * (progress.total - done)
 
 
-def ahead(items: Iterable[T]) -> Generator[T]:
-    """Yield the same items; the next is made in a thread while you use one.
+def ahead(items: Iterable[T], count: int = 1) -> Generator[T]:
+    """Yield the same items; those that follow are made in a thread while you use one.
 
     What making an item raises comes where the item would have come. When you close this
-    early, one more item than you took has been made.
+    early, the item that is being made is waited for, and no other.
+
+    Parameters
+    ----------
+    items : iterable
+    count : int
+        So many items are made ahead, and no more.
     """
     iterator, end = iter(items), object()
     with ThreadPoolExecutor(1, "ahead") as thread:
-        coming = thread.submit(next, iterator, end)
+        coming = deque(thread.submit(next, iterator, end) for _ in range(count))
         try:
-            while (made := [coming.result()])[0] is not end:
-                coming = thread.submit(next, iterator, end)
+            while (made := [coming.popleft().result()])[0] is not end:
+                coming.append(thread.submit(next, iterator, end))
                 yield made.pop()  # type: ignore[misc]  # nothing holds it here
         finally:
-            del coming  # else an error and this frame would hold each other
+            for waiting in coming:
+                waiting.cancel()
+            coming.clear()  # else an error and this frame would hold each other

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -41,6 +42,7 @@ from napari_attunet.plan import (
     default_halo,
     default_tile,
     per_axis,
+    pixels_together,
     prepare,
 )
 from napari_attunet.progress import Progress, Steps, drain
@@ -137,7 +139,7 @@ class Segmenter:
         threshold: float | None = None,
         skip_empty: bool = False,
     ) -> Steps[Segmentation]:
-        """Segment an image step by step, one tile each.
+        """Segment an image step by step, one tile each; small ones go together.
 
         Parameters
         ----------
@@ -222,13 +224,13 @@ class Segmenter:
         """Run the job; out of memory, halve the tile; at last, take the CPU."""
         device = self.device
         network = self.model.spec.network
-        tile = self._tile_on(device, job)
+        tile, together = self._tile_on(device, job)
         smallest = tuple(max(SMALLEST_TILE, d) for d in network.divisor)
         fallbacks: list[str] = []
         try:
             while True:
                 try:
-                    result = yield from self._run(job, device, tile)
+                    result = yield from self._run(job, device, tile, together)
                 except TileTooLarge:
                     pass
                 else:
@@ -240,6 +242,7 @@ class Segmenter:
                 if any(t > s for t, s in zip(tile, smallest, strict=True)):
                     halves = (-(-t // 2) for t in tile)
                     tile = tuple(map(max, zip(halves, smallest, strict=True)))
+                    together = 0
                     fallbacks.append(
                         f"{device.name} ran out of memory: went on with tiles of "
                         f"{' x '.join(map(str, tile))}."
@@ -250,7 +253,7 @@ class Segmenter:
                         choose_device("cpu", self.threads),
                         reason="The GPU ran out of memory.",
                     )
-                    tile = self._tile_on(device, job)
+                    tile, together = self._tile_on(device, job)
                     fallbacks.append("The GPU ran out of memory: went on with the CPU.")
                 else:
                     raise DeviceError(
@@ -261,18 +264,21 @@ class Segmenter:
         finally:
             release_memory(device)
 
-    def _tile_on(self, device: Device, job: Job) -> tuple[int, ...]:
-        """Return the size of tiles to begin with."""
-        if self._tile:
-            return self._tile
+    def _tile_on(self, device: Device, job: Job) -> tuple[tuple[int, ...], int]:
+        """Return the size of tiles to begin with, and how many pixels go together."""
         network = self.model.spec.network
         with contextlib.suppress(TileTooLarge):  # told when it is run
             self._fitting(device)  # it takes memory, too
         strips, free = device.name == "cpu", free_memory(device)
         room = activation_bytes(network, self.halo, free, strips=strips)
+        together = pixels_together(network, room)
+        if self._tile:
+            return self._tile, min(together, math.prod(self._tile))
         shape = job.prepared.view.spatial_shape
         tile = default_tile(network, shape, self.halo, room, strips=strips)
-        return tuple(min(t, CLOSE_LOOK) for t in tile) if job.skip_empty else tile
+        if job.skip_empty:
+            tile = tuple(min(t, CLOSE_LOOK) for t in tile)
+        return tile, together
 
     def _lacking(self, device: Device, precision: str) -> list[str]:
         """Return why it was not computed as fast as it was asked for, in a sentence."""
@@ -330,17 +336,17 @@ class Segmenter:
                 del self._networks[key]
 
     def _run(
-        self, job: Job, device: Device, tile: tuple[int, ...]
+        self, job: Job, device: Device, tile: tuple[int, ...], together: int
     ) -> Steps[Segmentation]:
         """Segment every frame with this device and tile size."""
         network = self._fitting(device)
         with contextlib.suppress(Overflow):
-            return (yield from infer(job, network, device, tile))
+            return (yield from infer(job, network, device, tile, together))
         self._overflowed.add(device.name)
         del network
         self._leave(device)
         yield Progress(0, 1, "Beginning again in float32")
-        return (yield from self._run(job, device, tile))
+        return (yield from self._run(job, device, tile, together))
 
 
 def segment(

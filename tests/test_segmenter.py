@@ -206,35 +206,58 @@ MANY_KINDS = (*EVERY_KIND, AttentionSpec(kind="se"), AttentionSpec(kind="eca"))
 @given(
     frames=st.integers(2, 9),
     shape=st.tuples(st.integers(5, 40), st.integers(5, 40)),
-    tile=st.sampled_from([16, 10_000]),
     norm=st.sampled_from(["batch", "instance", "group"]),
     attention=st.sampled_from([(), *((kind,) for kind in MANY_KINDS)]),
     transformer=st.sampled_from([None, TransformerSpec()]),
     output=st.sampled_from(["classes", "objects"]),
     fit=st.integers(1, 5),
 )
-def test_small_tiles_are_worked_on_together(
-    frames, shape, tile, norm, attention, transformer, output, fit
+def test_small_frames_are_worked_on_together(
+    frames, shape, norm, attention, transformer, output, fit
 ):
     """As many as there is room for, each with the result that it has by itself."""
     model = make_model(
         features=(4, 6, 8), norm=norm, attention=attention, transformer=transformer
     )
-    segmenter = Segmenter(model, tile=tile, halo=8)
-    image = make_image((frames, *shape))
+    padded = math.prod(-(-n // 4) * 4 for n in shape)
     options = {"axes": "TYX", "output": output, **EVERYTHING}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "TOGETHER", 0)
-        alone = segmenter.segment(image, **options)
-        padded = math.prod(-(-n // 4) * 4 for n in shape)
-        patch.setattr(plan, "TOGETHER", fit * padded)
-        together = segmenter.segment(image, **options)
-    assert alone.record["batch"] == 1
-    if together.record["tiles"] == 1:
-        assert together.record["batch"] == min(fit, frames)
+    image = make_image((frames, *shape))
+    alone, together = both_ways(model, image, fit * padded, **options)
+    assert together.record["batch"] == min(fit, frames)
     assert_same(together, alone)
     for a, b in zip(together.tables, alone.tables, strict=True):
         np.testing.assert_allclose(a.values, b.values, atol=1e-4)
+
+
+@pytest.mark.parametrize("output", ["classes", "objects"])
+@pytest.mark.parametrize("skip_empty", [False, True])
+@pytest.mark.parametrize(
+    ("ndim", "shape"), [(2, (40, 300)), (2, (2, 40, 300)), (3, (24, 24, 120))]
+)
+def test_like_tiles_of_a_frame_go_together(ndim, shape, skip_empty, output):
+    model = make_model(ndim=ndim, features=(2, 3))
+    image = make_image(shape)
+    options = {"output": output, "probabilities": True}
+    if ndim == 2:
+        options["skip_empty"] = skip_empty
+    alone, together = both_ways(model, image, 10**6, tile=8, halo=8, **options)
+    assert together.record["tiles"] > together.record["batch"] > 1
+    assert_same(together, alone)
+
+
+def both_ways(model, image, pixels, tile=None, halo=8, **options):
+    """Return what one tile at a time gives, and several of so many pixels."""
+    alone, together = found = [Segmenter(model, tile=tile, halo=halo) for _ in range(2)]
+    for segmenter, count in ((alone, 0), (together, pixels)):
+        size = segmenter._tile_on
+
+        def tile_on(*places, size=size, count=count):
+            return size(*places)[0], count
+
+        segmenter._tile_on = tile_on
+    results = [segmenter.segment(image, **options) for segmenter in found]
+    assert results[0].record["batch"] == 1
+    return results
 
 
 def test_a_batch_that_does_not_fit_is_taken_tile_by_tile(monkeypatch):
@@ -256,9 +279,45 @@ def test_a_batch_that_does_not_fit_is_taken_tile_by_tile(monkeypatch):
     monkeypatch.setattr(AttentionUNet, "explain", limited)
     result = Segmenter(model).segment(image, **options)
     assert shapes == [3, 1, 1, 1, 1, 1]  # tried once
-    assert (result.record["batch"], result.record["fallbacks"]) == (1, [])
+    assert result.record["batch"] == 1
     assert result.record["tile"] == [32, 32]
     assert_same(result, expected)
+
+
+def test_what_goes_together_has_no_more_room_than_a_tile():
+    network = NetworkSpec(features=(64, 128))
+    assert plan.pixels_together(network, 2**40) == plan.TOGETHER
+    for room in (2**20, 2**26):
+        pixels = plan.pixels_together(network, room)
+        assert 0 < pixels < plan.TOGETHER
+        assert 4 * 64 * plan.LIVE[1] * pixels <= room
+    model = make_model()
+    given = Segmenter(model, tile=16).segment(make_image((9, 8, 8)), axes="TYX")
+    assert given.record["batch"] == 4  # of 8 x 8 pixels
+
+
+def test_objects_are_told_apart_when_tiles_are_gone(monkeypatch):
+    """Both need memory."""
+    released = []
+    monkeypatch.setattr(
+        "napari_attunet.inference.release_memory", lambda _: released.append(1)
+    )
+    steps = Segmenter(make_model()).steps(make_image((64, 64)), output="objects")
+    for progress in steps:
+        if progress.message == "Separating objects":
+            assert released
+            return
+    raise AssertionError
+
+
+def test_classes_lie_in_the_labels_that_they_become(monkeypatch):
+    monkeypatch.setattr("napari_attunet.canvas.SLAB", 7)
+    for out_channels, shape in ((3, (5, 31)), (300, (3, 8))):
+        found = Segmenter(
+            make_model(out_channels=out_channels, features=(2, 3))
+        ).segment(make_image(shape), output="classes", probabilities=True)
+        assert found.labels.dtype == np.int32
+        np.testing.assert_array_equal(found.labels, found.probabilities.argmax(0))
 
 
 def test_each_tile_has_a_row_of_its_own():

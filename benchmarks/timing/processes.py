@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -65,7 +66,9 @@ def area(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
     return rows
 
 
-#: Needs a screen, or xvfb-run.
+SCREENS = {"QT_QPA_PLATFORM", "DISPLAY", "WAYLAND_DISPLAY"}
+OFFSCREEN = {"QT_QPA_PLATFORM": "offscreen"} if sys.platform == "linux" else {}
+
 DOCK = """
 import time, napari
 from qtpy.QtWidgets import QApplication
@@ -98,7 +101,11 @@ def start(args: argparse.Namespace, count: int) -> list[dict[str, object]]:
         code = DOCK.format(dock=f"Attention U-Net{dock}")
         done = [
             subprocess.run(
-                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+                [sys.executable, "-c", code],
+                env=os.environ | ({} if SCREENS & os.environ.keys() else OFFSCREEN),
+                capture_output=True,
+                text=True,
+                check=True,
             )
             for _ in range(args.rounds)
         ]

@@ -8,7 +8,7 @@ long as they run, which two at a time never undo.
 
 from __future__ import annotations
 
-import contextlib
+import atexit
 import threading
 import traceback
 from collections.abc import Callable
@@ -120,10 +120,7 @@ class _Work(QRunnable):
             # the message.
             traceback.clear_frames(caught.__traceback__)
             error = caught
-        # Where a script ends without Qt's event loop, Qt has deleted it by now: nobody
-        # is left to be told.
-        with contextlib.suppress(RuntimeError):
-            self.news.ended.emit(result, error)
+        self.news.ended.emit(result, error)
 
     def _drain(self) -> Any:
         make_steps, self._make_steps = self._make_steps, None
@@ -143,3 +140,16 @@ class _Work(QRunnable):
     def _let_go(self, *_: object) -> None:
         self.alive.discard(self)
         self.news.deleteLater()
+
+
+@atexit.register
+def _wait_for_all() -> None:
+    """Let no thread outlive what it tells.
+
+    Where a script ends without Qt's event loop, nobody is told that the application
+    quits, and Qt's objects go at once.
+    """
+    for work in list(_Work.alive):
+        work.stop.set()
+    pool: Any = QThreadPool.globalInstance()
+    pool.waitForDone()
