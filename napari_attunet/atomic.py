@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 import shutil
 import time
 import uuid
@@ -23,6 +24,7 @@ def replacing(
     *,
     exclusive: bool = False,
     alone: AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008
+    durable: bool = True,
 ) -> Iterator[Path]:
     """Give a temporary name beside a path; what is there moves to it if all went well.
 
@@ -40,21 +42,44 @@ def replacing(
     alone : context manager
         Entered for the moment of the move. A folder is not replaced in one step, so
         that others may find none: a lock that they heed as well keeps them out.
+    durable : bool
+        Wait until all is on the disk before it moves, so that a power cut leaves the
+        old file or the new one, too. What is made again as easily need not wait.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}.{path.name}")
     try:
         yield temporary
+        if durable:
+            _settle(temporary)
         if exclusive:
             path.hardlink_to(temporary)
         else:
             with alone:
                 _move(temporary, path)
+        if durable:  # its name is there before what it was made of goes
+            _flush(path.parent, os.O_RDONLY)
     finally:
         if temporary.is_dir():
             shutil.rmtree(temporary)
         temporary.unlink(missing_ok=True)
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file, or all that is in a folder, is on the disk."""
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            _flush(file, os.O_RDWR)
+
+
+def _flush(path: Path, flags: int) -> None:
+    with contextlib.suppress(OSError):  # not every system and disk can
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _move(temporary: Path, path: Path) -> None:

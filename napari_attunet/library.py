@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.resources
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -254,7 +255,7 @@ class Library:
             If there is no such model, or the new name is taken or not a good one.
         """
         entry = self.find(key)
-        self._check_free(new_name)
+        self.check_free(new_name)
         spec = replace(entry.spec, name=new_name, version=1, parent=entry.spec.key)
         path = self.path_for(spec)
         copy_under(spec, entry.path, path, exclusive=True)
@@ -271,7 +272,7 @@ class Library:
         ModelError
             If the user has no such model, or the new name is taken or not a good one.
         """
-        self._check_free(new_name)
+        self.check_free(new_name)
         own = [e for e in self.entries() if not e.bundled]
         moved = {e.spec.key: e for e in own if e.spec.name == name}
         if not moved:
@@ -334,9 +335,16 @@ class Library:
         )
         return entry
 
-    def _check_free(self, name: str) -> None:
+    def check_free(self, name: str) -> None:
+        """Raise a `ModelError` if there is a model of that name."""
         taken = {e.spec.name for e in self.entries()}
         check(name not in taken, f"There is a model {name} already: take another name.")
+
+    def free_name(self, name: str) -> str:
+        """Return a name that no model has: this one, or with a number behind it."""
+        taken = {e.spec.name for e in self.entries()}
+        numbers = (f"{name}-{n}" for n in itertools.count(2))
+        return next(n for n in itertools.chain([name], numbers) if n not in taken)
 
     def _pins(self) -> tuple[_Pin, ...]:
         path = self.folder / PINS

@@ -1,5 +1,6 @@
 """A file is there whole, or as it was."""
 
+import os
 import time
 
 import pytest
@@ -46,6 +47,21 @@ def test_folders_too(tmp_path):
             (temporary / text).write_text(text)
         assert [p.name for p in path.iterdir()] == [text]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_what_moves_is_on_the_disk(tmp_path, monkeypatch, exclusive):
+    path, flushed = tmp_path / "a.txt", []
+
+    def flush(descriptor):
+        at = os.fstat(descriptor).st_ino
+        flushed.append("folder" if at == tmp_path.stat().st_ino else path.exists())
+
+    monkeypatch.setattr(os, "fsync", flush)
+    write(path, "one", exclusive=exclusive)
+    assert flushed == [False, "folder"]
+    write(path.with_name("b.txt"), "two", durable=False)
+    assert len(flushed) == 2
 
 
 def test_of_two_exclusive_writers_one_fails(tmp_path):

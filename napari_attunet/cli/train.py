@@ -23,7 +23,12 @@ from napari_attunet.cli.training import (
     named,
     refuse,
 )
-from napari_attunet.errors import AttUnetError, DataError, ModelError
+from napari_attunet.errors import (
+    AttUnetError,
+    ChannelError,
+    DataError,
+    ModelError,
+)
 from napari_attunet.progress import drain
 from napari_attunet.training.process import Stream, Supervisor
 
@@ -153,7 +158,7 @@ def _train(args: argparse.Namespace, teller: Teller) -> None:
     asked = given(args, ("steps", "learning_rate", "seed"))
     settings = dataclasses.replace(settings, **asked)
     pairs, validation = _pairs(args)
-    start, parent = _start(args, described, pairs, validation, settings)
+    start, parent, settings = _start(args, described, pairs, validation, settings)
     checkpoint = args.out.with_suffix(".checkpoint")
     with joined(args.device) as team:
         steps = train(
@@ -170,14 +175,46 @@ def _train(args: argparse.Namespace, teller: Teller) -> None:
             drain(steps)
             return
         trained = teller.drain(steps, args.out.name)
-    model = named(trained, parent)
+    model = named(trained, None if parent is None else parent.spec.key)
     save_model(model, args.out, half=args.half)
     checkpoint.unlink(missing_ok=True)
     best = {k: model.spec.training.get(k) for k in ("best_step", "scores")}
+    before, told = _compared(parent, model, validation, args)
     teller.result(
-        {"model": model.spec.key, "file": str(args.out), **best},
-        f"{args.out}: {model.spec.key}, best at step {best['best_step']}",
+        {
+            "model": model.spec.key,
+            "file": str(args.out),
+            **best,
+            "parent_scores": before,
+        },
+        f"{args.out}: {model.spec.key}, best at step {best['best_step']}.{told}",
     )
+
+
+def _compared(
+    parent: Model | None, model: Model, validation: list[Pair], args: argparse.Namespace
+) -> tuple[dict[str, float], str]:
+    """Return how the parent fares on what was held out, and whether that was better."""
+    from napari_attunet.training.validation import merit_of, validate
+
+    if parent is None:
+        return {}, ""
+    if not validation:
+        return {}, (
+            f" Nothing was held out, so that it was not compared with "
+            f"{parent.spec.key}: give --val-images, or more images."
+        )
+    if parent.spec.output != model.spec.output:
+        return {}, ""
+    try:
+        found = validate(
+            parent, validation, device=args.device or "auto", threads=args.threads
+        )
+    except ChannelError:  # it could not even look at them
+        return {}, ""
+    before, now = merit_of(found), merit_of(model.spec.training["scores"])
+    told = f" On what was held out {now:.3f}; {parent.spec.key}: {before:.3f}."
+    return found, told + " It became worse: keep that." * (now < before)
 
 
 def read_recipe(path: Path | None) -> tuple[ModelSpec | None, TrainingSettings]:
@@ -294,8 +331,8 @@ def _start(
     pairs: list[Pair],
     validation: list[Pair],
     settings: TrainingSettings,
-) -> tuple[Model | ModelSpec, str | None]:
-    """Return what training starts from, and the key of the model it was, if any."""
+) -> tuple[Model | ModelSpec, Model | None, TrainingSettings]:
+    """Return what training starts from, the model it was, if any, and fitting crops."""
     from napari_attunet.model import load_model
     from napari_attunet.training.transfer import (
         adapted_spec,
@@ -304,16 +341,18 @@ def _start(
     )
 
     if args.parent is None:
-        return described or _default_spec(args, pairs + validation), None
+        spec = described or _default_spec(args, pairs + validation)
+        return spec, None, settings.fitting(spec.network.ndim)
     old = load_model(args.parent)
+    settings = settings.fitting(old.spec.network.ndim)
     if described is None:
         described = with_classes(old.spec, (pair.labels for pair in pairs + validation))
         # Images of several kinds are taken as the model takes each.
         with contextlib.suppress(DataError):
             described = adapted_spec(described, pairs)
         if described == old.spec:
-            return old, old.spec.key
-    return best_adapted(old, described, pairs, settings), old.spec.key
+            return old, old, settings
+    return best_adapted(old, described, pairs, settings), old, settings
 
 
 def _default_spec(args: argparse.Namespace, pairs: list[Pair]) -> ModelSpec:

@@ -6,7 +6,12 @@ held out for validation that never changes.
 """
 
 from napari_attunet.corrections.correction import MOST_CLASSES, Correction, Count
-from napari_attunet.corrections.folder import TrainingSet, default_folder
+from napari_attunet.corrections.folder import (
+    TrainingSet,
+    default_folder,
+    last_folder,
+    remember_folder,
+)
 from napari_attunet.corrections.sample import Sample
 from napari_attunet.corrections.split import FEW_PIXELS, GUARD
 from napari_attunet.corrections.truth import (
@@ -44,5 +49,7 @@ __all__ = [
     "default_folder",
     "grow",
     "kind_of",
+    "last_folder",
+    "remember_folder",
     "truth",
 ]

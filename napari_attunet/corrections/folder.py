@@ -52,12 +52,14 @@ from napari_attunet.errors import DataError, ModelError
 from napari_attunet.images import write_image
 from napari_attunet.schema import from_json, to_json
 
-__all__ = ["TrainingSet", "default_folder"]
+__all__ = ["TrainingSet", "default_folder", "last_folder", "remember_folder"]
 
 #: Overrides where the training set is kept.
 FOLDER_VARIABLE = "NAPARI_ATTUNET_TRAINING"
 #: In a training set's folder: what is held out of every image that ever was in it.
 NOTES = ".held-out"
+#: Beside the default folder: which one was worked on last.
+LAST = "last.txt"
 #: In a training set's folder: held by whoever moves samples in it.
 LOCK = ".lock"
 #: Seconds to wait for it; a move takes milliseconds.
@@ -82,8 +84,29 @@ def default_folder() -> Path:
     """Return ``$NAPARI_ATTUNET_TRAINING`` or a place in the user's data directory."""
     if chosen := os.environ.get(FOLDER_VARIABLE):
         return Path(chosen)
+    return _own_folder() / "default"
+
+
+def last_folder() -> Path:
+    """Return the folder that was remembered, if it is there, or the default one."""
+    with contextlib.suppress(OSError, ValueError):
+        last = Path((_own_folder() / LAST).read_text("utf-8"))
+        if not os.environ.get(FOLDER_VARIABLE) and last.is_dir():
+            return last
+    return default_folder()
+
+
+def remember_folder(folder: Path) -> None:
+    """Keep in mind which training set was worked on, as well as it goes."""
+    if os.environ.get(FOLDER_VARIABLE):  # it is said each time
+        return
+    with contextlib.suppress(OSError), replacing(_own_folder() / LAST) as file:
+        file.write_text(str(folder.absolute()), "utf-8")
+
+
+def _own_folder() -> Path:
     data = platformdirs.user_data_path("napari-attunet", appauthor=False)
-    return data / "training" / "default"
+    return data / "training"
 
 
 class TrainingSet:

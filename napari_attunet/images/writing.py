@@ -284,7 +284,7 @@ def _write(
         image_format(path)
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path, durable=False) as temporary:
         write(temporary, array, axes, grid, extra | {"name": image_stem(path)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -131,6 +132,18 @@ class TrainingSettings:
             f"The learning rate must be above 0, got {self.learning_rate}.",
         )
         check(self.seed >= 0, f"A seed must not be negative, got {self.seed}.")
+
+    def fitting(self, ndim: int) -> TrainingSettings:
+        """Return the same with crops for so many dimensions, if nobody chose any."""
+        usual = {f.name: f.default for f in dataclasses.fields(self)}
+        if len(self.crop) == ndim or self.crop != usual["crop"]:
+            return self
+        same = self.batch_size == usual["batch_size"]
+        return dataclasses.replace(
+            self,
+            crop=CROPS[ndim],
+            batch_size=BATCHES[ndim] if same else self.batch_size,
+        )
 
 
 #: What the efforts stand for. Quick: about a minute on two cores, with the network of

@@ -29,6 +29,8 @@ __all__ = ["adapt", "adapted_spec", "best_adapted", "blend", "with_classes"]
 #: Layers that see the image: of the blocks, of a residual one, of a transformer.
 FIRST = ("encoder.0.0", "encoder.0.shortcut.0", "transformer.localisation.0")
 
+COLOURS = ("red", "green", "blue")
+
 #: Batches on which an upright and an inverted start are compared.
 TRIAL_BATCHES = 4
 
@@ -40,7 +42,8 @@ def adapted_spec(spec: ModelSpec, pairs: Sequence[Pair]) -> ModelSpec:
     """Return the specification of a model that takes all of these images' channels.
 
     Colour is kept where the model knew grey only: stained tissue, which enters a grey
-    model as its haematoxylin, as all its stains, other colour as it is.
+    model as its haematoxylin, as all its stains, other colour as it is, unless there is
+    stained tissue among the images.
 
     Raises
     ------
@@ -48,6 +51,8 @@ def adapted_spec(spec: ModelSpec, pairs: Sequence[Pair]) -> ModelSpec:
         If the images have different channels.
     """
     wanted = {_channels_for(spec, pair) for pair in pairs}
+    if STAINS in wanted:  # nobody sees the stain on a slide with hardly anything on it
+        wanted.discard(COLOURS)
     if len(wanted) > 1:
         kinds = "; ".join(sorted(", ".join(names) for names in wanted))
         raise DataError(
@@ -88,7 +93,7 @@ def _channels_for(spec: ModelSpec, pair: Pair) -> tuple[str, ...]:
     colour = view.axes.endswith("C") and count in (3, 4)
     if colour and network.in_channels == 1:
         mixer = mixer_for(pair, view, spec, view.sample(CHANNEL_SAMPLE))
-        return STAINS if isinstance(mixer, Stains) else ("red", "green", "blue")
+        return STAINS if isinstance(mixer, Stains) else COLOURS
     if count == network.in_channels or (count == 1 and network.in_channels == 3):
         return spec.channels
     if colour and network.in_channels == 3:

@@ -393,6 +393,10 @@ class Choices(QWidget):
         if shapes in self._shapes:
             self.regions.setCurrentIndex(self._shapes.index(shapes))
 
+    def choose_all_slices(self) -> None:
+        """Take all of a stack, such as of a sample that was opened again."""
+        self.slices.setCurrentIndex(self.slices.findData("all"))
+
 
 def beside(*widgets: QWidget) -> QWidget:
     """Return a row of widgets; small buttons take no more than they need."""

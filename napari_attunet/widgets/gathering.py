@@ -23,7 +23,13 @@ from napari_attunet.corrections import (
 from napari_attunet.corrections.split import hash_image
 from napari_attunet.errors import DataError
 from napari_attunet.progress import Progress, Steps
-from napari_attunet.widgets.layers import Snapshot, array_of, axes_of, prediction_of
+from napari_attunet.widgets.layers import (
+    ORIGIN,
+    Snapshot,
+    array_of,
+    axes_of,
+    prediction_of,
+)
 from napari_attunet.widgets.poses import Pose, in_units_of
 from napari_attunet.widgets.regions import Drawing, mask_of
 
@@ -214,12 +220,24 @@ def take(
     if mark is not None and mark.role != aim.output:
         mark = None  # it said something else
     shown = frame_shown(image, dims, axes, aim.ndim)
-    name, pixels = image.name, array_of(labels)
+    pixels = array_of(labels)
+    # What was read from a sample is still called as it is there.
+    name, origin = image.metadata.get(ORIGIN, (image.name, None))
     if not shown:
         slices = "all"
     elif slices == "shown":
         pixels, label_axes = _select(pixels, label_axes, shown)
         name += "".join(f", {axis.lower()} {i}" for axis, i in shown.items())
+    source = {
+        "image": image.name,
+        "labels": labels.name,
+        "path": image.source.path,
+        "shape": [int(n) for n in array_of(image).shape],
+        "slices": slices,
+        "shown": shown if slices == "shown" else None,
+    }
+    if origin is not None:
+        source = origin if slices == "all" else source | {"sample": origin}
     if isinstance(pixels, np.ndarray) and pixels.nbytes <= COPIED_AT_ONCE:
         pixels = pixels.copy()
     return Taken(
@@ -236,14 +254,7 @@ def take(
         slices=slices,
         shown=shown,
         name=name,
-        source={
-            "image": image.name,
-            "labels": labels.name,
-            "path": image.source.path,
-            "shape": [int(n) for n in array_of(image).shape],
-            "slices": slices,
-            "shown": shown if slices == "shown" else None,
-        },
+        source=source,
     )
 
 

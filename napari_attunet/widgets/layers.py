@@ -17,6 +17,7 @@ from napari_attunet.axes import guess_axes
 from napari_attunet.canvas import AttentionMap, AttentionTable
 
 __all__ = [
+    "ORIGIN",
     "Mark",
     "Snapshot",
     "array_of",
@@ -37,6 +38,10 @@ __all__ = [
 
 #: Where a layer's metadata tells what we know of it.
 KEY = "napari-attunet"
+
+#: The same of an image that was read from a sample: its name there, and where all of it
+#: had come from.
+ORIGIN = "napari-attunet sample"
 
 #: What people write on the axes of a layer.
 AXIS_NAMES = {

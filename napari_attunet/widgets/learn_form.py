@@ -68,6 +68,7 @@ class LearnForm(QWidget):
 
     def __init__(self, viewer: napari.viewer.Viewer, library: Library) -> None:
         super().__init__()
+        self._library = library
         self._build(viewer, library)
         self.model.chosen.connect(self._on_model_chosen)
         self.image.chosen.connect(self._on_image_chosen)
@@ -127,9 +128,12 @@ class LearnForm(QWidget):
         Raises
         ------
         ModelError
-            If a new model is described wrongly.
+            If a new model is described wrongly, or has the name of another.
         """
-        return self.options.settings(self.effort.currentData())
+        settings = self.options.settings(self.effort.currentData())
+        if settings.name is not None:
+            self._library.check_free(settings.name)
+        return settings
 
     def set_busy(self, busy: bool, *, deciding: bool) -> None:
         """Leave only what may be changed while a round is under way."""
@@ -143,6 +147,8 @@ class LearnForm(QWidget):
         self.options.follow(new_model=self.entry is None)
         if self.entry is None:
             self.model.setToolTip("A network that knows nothing yet")
+            name = self.options.name
+            name.setText(self._library.free_name(name.text().strip()))
         self.model_changed.emit()
 
     def _on_image_chosen(self) -> None:

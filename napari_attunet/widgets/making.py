@@ -7,7 +7,7 @@ from napari.layers import Image, Labels, Shapes
 
 from napari_attunet.corrections import Correction, background_brush
 from napari_attunet.widgets.gathering import shape_shown
-from napari_attunet.widgets.layers import Mark, Snapshot, array_of, set_mark
+from napari_attunet.widgets.layers import ORIGIN, Mark, Snapshot, array_of, set_mark
 from napari_attunet.widgets.poses import Pose, fit
 from napari_attunet.widgets.regions import outlines_of
 
@@ -71,6 +71,7 @@ def layers_of(correction: Correction) -> tuple[Image, Labels, Shapes | None]:
         rgb=rgb,
         name=name,
         axis_labels=tuple((plain if rgb else axes).lower()),
+        metadata={ORIGIN: (correction.name, dict(correction.source))},
     )
     numbers = np.array(correction.labels)
     if correction.background is not None:  # it may have been given another number

@@ -22,7 +22,12 @@ from qtpy.QtWidgets import (
 )
 from superqt import QElidingLabel
 
-from napari_attunet.corrections import Sample, TrainingSet, default_folder
+from napari_attunet.corrections import (
+    Sample,
+    TrainingSet,
+    default_folder,
+    remember_folder,
+)
 from napari_attunet.errors import DataError
 from napari_attunet.widgets.feedback import wrapped_label
 from napari_attunet.widgets.question import Question
@@ -278,6 +283,7 @@ class SampleTable(QWidget):
     def choose(self, folder: Path) -> None:
         """Show the training set in a folder, which may be empty or missing."""
         self.training_set = TrainingSet(folder)
+        remember_folder(folder)
         self.changed.emit()
 
 

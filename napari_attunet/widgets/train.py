@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qtpy.QtWidgets import QTabWidget, QVBoxLayout, QWidget
 
-from napari_attunet.corrections import TrainingSet
+from napari_attunet.corrections import TrainingSet, last_folder
 from napari_attunet.library import Library
 from napari_attunet.widgets.collect import CollectPanel
 from napari_attunet.widgets.docks import DockPart, scrolling, unwrapped
@@ -46,7 +46,7 @@ class TrainWidget(DockPart):
     library : Library, optional
         Where models are found and stored.
     folder : path, optional
-        Of the training set.
+        Of the training set; by default the one that was worked on last.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class TrainWidget(DockPart):
         super().__init__()
         viewer = unwrapped(napari_viewer)
         self._library = library or Library()
-        self._training_set = TrainingSet(folder)
+        self._training_set = TrainingSet(folder or last_folder())
         self._build(viewer)
         self._connect()
 

@@ -141,7 +141,9 @@ def test_train_writes_a_new_version(
     assert {e["event"] for e in steps} == {"progress"}
     validated = [e for e in steps if "ap50" in e["values"]]
     assert [(e["done"], e["total"]) for e in validated] == [(2, 3), (3, 3)]
-    assert set(result) == {"event", "model", "file", "best_step", "scores"}
+    facts = {"event", "model", "file", "best_step", "scores", "parent_scores"}
+    assert set(result) == facts
+    assert set(result["parent_scores"]) == set(result["scores"])
     assert (result["event"], result["model"]) == ("result", "tiny@2")
     assert result["file"] == str(out)
     spec = read_spec(out)
@@ -253,6 +255,48 @@ def test_every_mechanism_trains_and_segments(
             a.kind in ("se", "eca", "cbam", "cbam-channel") for a in network.attention
         )
     )
+
+
+def test_volumes_need_no_recipe(call: Call, tmp_path: Path) -> None:
+    image, labels = synthetic_nuclei((16, 64, 64), seed=0)
+    (tmp_path / "in").mkdir()
+    tifffile.imwrite(tmp_path / "in" / "a.tif", image, metadata={"axes": "ZYX"})
+    write_labels(tmp_path / "labels" / "a.tif", labels, axes="ZYX")
+    folders = ("--images", tmp_path / "in", "--labels", tmp_path / "labels")
+    short = ("--steps", 1, "--threads", 1)
+    one, two = (tmp_path / f"{name}.safetensors" for name in ("one", "two"))
+    new = ("--ndim", 3, "--features", "4,8", "-o", one)
+    code, _, errors = call("train", *folders, *new, *short)
+    assert (code, errors) == (0, "")
+    code, told, errors = call("train", *folders, "--from", one, "-o", two, *short)
+    assert (code, errors) == (0, "")
+    assert "it was not compared with one@1" in told  # nothing is held out of one
+    settings = read_spec(two).training["settings"]
+    assert (settings["crop"], settings["batch_size"]) == ([16, 64, 64], 2)
+
+
+def test_a_model_that_became_worse_is_told(
+    call: Call,
+    tmp_path: Path,
+    folder: Path,
+    truths: Path,
+    model_file: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+
+    def validate(model: Model, *_: Any, **__: Any) -> dict[str, float]:
+        asked.append(model.spec.key)
+        return {"dice": 0.9, "ap50": 0.9}
+
+    monkeypatch.setattr("napari_attunet.training.validation.validate", validate)
+    code, told, errors = call(
+        *("train", "--images", folder, "--labels", truths, "--from", model_file),
+        *("-o", tmp_path / "new.safetensors", "--config", recipe, "--steps", 1),
+    )
+    assert (code, errors, asked) == (0, "", ["tiny@1"])
+    assert told.endswith("tiny@1: 0.900. It became worse: keep that.\n")
 
 
 def test_what_lies_outside_the_regions_does_not_count(

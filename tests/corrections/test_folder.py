@@ -30,6 +30,8 @@ from napari_attunet.corrections import (
     TrainingSet,
     default_folder,
     folder,
+    last_folder,
+    remember_folder,
 )
 from napari_attunet.errors import DataError
 
@@ -756,3 +758,22 @@ def test_a_killed_process_leaves_a_readable_set(training_set, rng):
         assert [s.name for s in samples].count("255") == round_
         for sample in samples:
             training_set.read(sample)
+
+
+def test_the_last_folder_is_remembered_while_it_is_there(tmp_path, monkeypatch):
+    monkeypatch.delenv("NAPARI_ATTUNET_TRAINING")
+    monkeypatch.setattr(
+        "platformdirs.user_data_path", lambda *_, **__: tmp_path / "data"
+    )
+    assert last_folder() == default_folder() == tmp_path / "data/training/default"
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    remember_folder(mine)
+    assert last_folder() == mine
+    monkeypatch.setenv("NAPARI_ATTUNET_TRAINING", str(tmp_path / "said"))
+    assert last_folder() == tmp_path / "said"
+    remember_folder(tmp_path)
+    monkeypatch.delenv("NAPARI_ATTUNET_TRAINING")
+    assert last_folder() == mine
+    mine.rmdir()
+    assert last_folder() == default_folder()

@@ -110,6 +110,14 @@ def test_other_networks_are_refused(spec):
         adapt(Model.fresh(make_spec()), spec)
 
 
+def test_a_slide_with_nothing_on_it_is_learnt_with_stained_ones():
+    tissue = data.immunohistochemistry()[:128, :128]
+    blank = np.full_like(tissue, 240)
+    pairs = [Pair(p, np.zeros((128, 128), int), "YXC") for p in (blank, tissue)]
+    assert adapted_spec(make_spec(), pairs).channels == STAINS
+    assert adapted_spec(make_spec(), pairs[:1]).channels == ("red", "green", "blue")
+
+
 def test_dark_objects_are_begun_inverted():
     """A model of bright nuclei starts one of dark ones in colour."""
     scale = Normalization(kind="percentile")

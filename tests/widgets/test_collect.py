@@ -17,7 +17,12 @@ from qtpy.QtCore import Qt, QTimer
 from qtpy.QtWidgets import QFileDialog, QVBoxLayout, QWidget
 from skimage import data
 
-from napari_attunet.corrections import BACKGROUND_BRUSH, TrainingSet, default_folder
+from napari_attunet.corrections import (
+    BACKGROUND_BRUSH,
+    Correction,
+    TrainingSet,
+    default_folder,
+)
 from napari_attunet.library import Library
 from napari_attunet.model import Model, save_model
 from napari_attunet.progress import Progress
@@ -538,6 +543,41 @@ def test_new_classes_and_the_brush_can_be_seen_on_a_result(
     assert len(set(colors)) == 5
     assert all(color[3] == 1 for color in colors)
     assert labels.get_color(0) is None or labels.get_color(0)[3] == 0
+
+
+def test_a_stack_that_is_opened_again_is_updated_as_a_whole(
+    viewer, panel, training_set, qtbot
+):
+    image = np.stack([data.cell()[100:160, 100:170]] * 3)
+    labels = np.zeros(image.shape, np.int32)
+    labels[:, 10:30, 10:30] = 1
+    source = {"path": "/there/a.tif", "image": "a", "slices": "filled"}
+    given = training_set.add(
+        Correction(
+            image=image,
+            axes="TYX",
+            labels=labels,
+            output="objects",
+            name="tissue",
+            source=source,
+        )
+    )
+    panel.table.refresh()
+    panel.table.select(given)
+    press(qtbot, panel, panel.table.show_button)
+    assert panel.choices.slices.currentData() == "all"
+    panel.choices.corrected.data[:, 40:50, 40:50] = 2
+    panel.choices.corrected.refresh()
+    panel.choices.edited.emit()
+    press(qtbot, panel, panel.renew)
+    (sample,) = training_set.samples()
+    assert (sample.id, sample.name, sample.source) == (given.id, "tissue", source)
+    assert training_set.read(sample).labels.max() == 2
+    panel.choices.slices.setCurrentIndex(panel.choices.slices.findData("shown"))
+    press(qtbot, panel, panel.add)
+    (part,) = (s for s in training_set.samples() if s.id != given.id)
+    assert part.name.startswith("tissue, t ")
+    assert part.source["sample"] == source
 
 
 def test_a_sample_is_shown_and_goes_on_from_there(viewer, panel, qtbot, training_set):

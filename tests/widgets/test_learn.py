@@ -259,6 +259,19 @@ def test_everything_chosen_reaches_the_training(panel, child, qtbot):
     idle(qtbot, panel)
 
 
+def test_a_new_model_has_a_name_of_its_own(panel, library, child, qtbot):
+    options = panel.form.options
+    taken = library.entries()[0].spec.name
+    panel.form.model.setCurrentText(NEW_MODEL)
+    options.name.setText(taken)
+    panel.train.click()
+    assert not panel.busy
+    assert f"There is a model {taken} already" in panel.message.text()
+    panel.form.model.choose(taken)
+    panel.form.model.setCurrentText(NEW_MODEL)
+    assert options.name.text() == f"{taken}-2"
+
+
 def test_a_new_model(panel, child, qtbot):
     options = panel.form.options
     assert options.name.isHidden()
