@@ -4,8 +4,9 @@ For k corrected images: the model as it was, a quick round of learning as the vi
 runs it (what it proposes, and each of its contenders), and a pixel classifier (random
 forest on scikit-image's multiscale features, which needs scikit-learn). All are scored
 on the same images, none of which was corrected. Sparse: of one image only a tenth of
-the objects is painted into the prediction of the model, any of them or those that it
-had got wrong; the gain in Dice is compared with that of the same image corrected whole.
+the objects is painted into the prediction of the model, any of them, some that it had
+got wrong, or those that the list of places to check begins with; the gain in Dice is
+compared with that of the same image corrected whole.
 
     python benchmarks/learning.py --data DIR
         [--sets histology,cytology,membranes,sparse]
@@ -37,6 +38,7 @@ from napari_attunet.corrections import Correction, TrainingSet
 from napari_attunet.images import read_image, read_labels
 from napari_attunet.model import Model, load_model
 from napari_attunet.progress import drain
+from napari_attunet.review import doubt_steps
 from napari_attunet.segmenter import Segmenter
 from napari_attunet.training.rounds import run_round
 from napari_attunet.training.samples import Pair
@@ -48,6 +50,10 @@ PARENT = "nuclei-fluorescence"
 #: Overlap (intersection over union) below which an object of a prediction is wrong: it
 #: is what a user sees to.
 WRONG = 0.7
+
+#: Of all objects, those that are painted where few are; and from how many pixels away a
+#: place to check leads to one.
+SHARE, NEAR = 0.1, 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,24 +218,21 @@ def compare(task: Task, args: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def sparse(data: Path, args: argparse.Namespace) -> list[dict[str, object]]:
-    """Correct a tenth of the objects of one image, or of the wrong ones; and all."""
+    """Correct a tenth of the objects of one image, chosen in several ways; and all."""
     task = histology(data)
     before = load_model(PARENT)
     start = scores(before, task, args.threads)
     rows: list[dict[str, object]] = []
     for number, pair in enumerate(task.learn):
-        predicted = Segmenter(before, threads=args.threads).segment(
-            pair.image, axes=pair.axes
-        )
+        segmenter = Segmenter(before, threads=args.threads)
+        predicted = segmenter.segment(pair.image, axes=pair.axes).labels
         for seed in range(args.seeds):
-            kinds = {
-                "whole": whole(pair, task),
-                "tenth": corrected(pair, predicted.labels, seed, share=0.1),
-                "tenth, wrong ones": corrected(
-                    pair, predicted.labels, seed, share=0.1, wrong=True
-                ),
-            }
-            for kind, correction in kinds.items():
+            for kind in args.kinds.split(","):
+                if kind == "whole":
+                    correction = whole(pair, task)
+                else:
+                    chosen = WAYS[kind](pair, predicted, segmenter, seed)
+                    correction = corrected(pair, predicted, chosen)
                 models, proposed, seconds = learn(
                     [correction], seed, args.threads, ("parent",)
                 )
@@ -249,25 +252,53 @@ def sparse(data: Path, args: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def corrected(
-    pair: Pair, predicted: np.ndarray, seed: int, *, share: float, wrong: bool = False
-) -> Correction:
-    """Return a prediction in which some objects were painted as they truly are.
-
-    Parameters
-    ----------
-    share : float
-        Of all objects.
-    wrong : bool
-        Paint those that the prediction had got wrong, as far as there are enough.
-    """
-    rng = np.random.default_rng(seed)
+def objects_of(pair: Pair) -> tuple[np.ndarray, int]:
+    """Return the numbers of all objects, and how many of them are painted."""
     numbers = np.unique(pair.labels[pair.labels > 0])
-    count = max(1, round(share * len(numbers)))
-    if wrong:
-        bad = [n for n in numbers if overlap(pair.labels == n, predicted) < WRONG]
-        numbers = np.array(bad) if len(bad) >= count else numbers
-    chosen = rng.choice(numbers, count, replace=False)
+    return numbers, max(1, round(SHARE * len(numbers)))
+
+
+def any_of(
+    pair: Pair, predicted: np.ndarray, segmenter: Segmenter, seed: int
+) -> list[int]:
+    """Choose some objects, whatever became of them."""
+    numbers, count = objects_of(pair)
+    return list(np.random.default_rng(seed).choice(numbers, count, replace=False))
+
+
+def wrong_ones(
+    pair: Pair, predicted: np.ndarray, segmenter: Segmenter, seed: int
+) -> list[int]:
+    """Choose among those that the prediction got wrong, as far as there are enough."""
+    numbers, count = objects_of(pair)
+    bad = [n for n in numbers if overlap(pair.labels == n, predicted) < WRONG]
+    numbers = np.array(bad) if len(bad) >= count else numbers
+    return list(np.random.default_rng(seed).choice(numbers, count, replace=False))
+
+
+def suggested(
+    pair: Pair, predicted: np.ndarray, segmenter: Segmenter, seed: int
+) -> list[int]:
+    """Choose those that lie where the list of places to check begins."""
+    _, count = objects_of(pair)
+    doubt = drain(doubt_steps(segmenter, pair.image, axes=pair.axes))
+    away, nearest = ndimage.distance_transform_edt(
+        pair.labels == 0, return_indices=True
+    )
+    chosen: list[int] = []
+    for place in doubt.places(count=100):
+        at = tuple(round(x) for x in place.position)
+        number = pair.labels[tuple(nearest[(slice(None), *at)])]
+        if away[at] <= NEAR and number not in chosen:
+            chosen.append(number)
+    return chosen[:count]
+
+
+WAYS = {"tenth": any_of, "tenth wrong": wrong_ones, "tenth suggested": suggested}
+
+
+def corrected(pair: Pair, predicted: np.ndarray, chosen: Sequence[int]) -> Correction:
+    """Return a prediction in which some objects were painted as they truly are."""
     labels = predicted.copy()
     for number in chosen:
         here = pair.labels == number
@@ -317,6 +348,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", default="histology,cytology,membranes,sparse")
+    parser.add_argument(
+        "--kinds",
+        default="whole,tenth,tenth wrong,tenth suggested",
+        help="of sparse: which objects are painted",
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)

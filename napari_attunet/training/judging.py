@@ -103,7 +103,8 @@ class Judge:
     def knows(self, old: Model, lessons: Lessons, scores: Scores) -> Steps[bool]:
         """Return whether a model does so well that starting from scratch is in vain."""
         found = scores["corrections"]
-        if lessons.accepted and found:
+        scored = {id(pair) for pair in lessons.everything}
+        if found and any(id(pair) not in scored for pair in lessons.accepted):
             steps = validation_steps(
                 old, lessons.accepted, device=self.device, threads=self.thread_count
             )

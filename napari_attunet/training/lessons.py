@@ -70,7 +70,7 @@ class Lessons:
     accepted : list of Pair
         The images with all their labels, those of a prediction included that the user
         left standing: strokes alone are where a model was wrong, and would tell that
-        it knows nothing.
+        it knows nothing. The same objects as in ``everything`` where that is no other.
     told : list of array of bool
         For each pair to learn from, where somebody has said something, be it held out.
     unknown : list of array of bool
@@ -161,7 +161,7 @@ def read_lessons(training_set: TrainingSet, settings: RoundSettings) -> Lessons:
                 dataclasses.replace(pair(seen), labels=labels * (labels != brush))
             )
         elif known.any():
-            accepted.append(pair(known))
+            accepted.append(everything[-1])
     if not learn:
         raise DataError(
             "All of the training set is held out for validation: add another image."

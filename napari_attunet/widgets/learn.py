@@ -233,6 +233,7 @@ class LearnPanel(QWidget):
         if not self._samples:
             show_info(self.samples_line.text())
             return
+        self.form.model.refresh()  # see `SegmentWidget.start`
         entry, options = self.form.entry, self.form.options
         try:
             request = rounds.Request.new(
@@ -282,7 +283,8 @@ class LearnPanel(QWidget):
 
     def _on_progressed(self, progress: Progress) -> None:
         self.bar.follow(progress)
-        if not self._enough.is_set():
+        stopping = self._enough.is_set() and progress.done < progress.total
+        if not stopping:
             self.message.setText(progress.message)
         if progress.values:
             name = rounds.contender_of(progress)
