@@ -166,7 +166,7 @@ def infer(
         halo=job.halo,
         divisor=spec.network.divisor,
     )
-    frames = list(view.frames())
+    frames = {frame: number for number, frame in enumerate(view.frames(), 1)}
     kept = [m for m in network.mechanisms if job.attention and m.kind != "pairwise"]
     canvas = _canvas(
         view,
@@ -208,14 +208,13 @@ def infer(
         reading = ahead(reading, most)
     with contextlib.closing(reading):
         for batch in batches:
-            seen = []
+            seen: list[Floats] = []
             for frame, _ in batch:
-                where = ""
-                if frames[1:]:
-                    where = f"frame {frames.index(frame) + 1} of {len(frames)}, "
-                yield Progress(done, total, f"Segmenting {where}tile {done + 1}")
+                where = f"frame {frames[frame]} of {len(frames)}, "
+                what = f"{where * (len(frames) > 1)}tile {done + len(seen) + 1}"
+                yield Progress(done, total, f"Segmenting {what}")
                 seen.append(_next(reading))
-            x = torch.from_numpy(np.stack(seen) if seen[1:] else seen[0][None])
+            x = torch.from_numpy(_stacked(seen))
             probabilities, found = look(x, batch[0][1])
             del seen, x
             for n, (frame, part) in enumerate(batch):
@@ -319,6 +318,13 @@ def _next(reading: Iterator[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]
     """Return what was read; a smaller tile needs less memory for that, too."""
     with contextlib.suppress(MemoryError):
         return next(reading)
+    raise TileTooLarge
+
+
+def _stacked(seen: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Return tiles as a batch, (N, C, *spatial)."""
+    with contextlib.suppress(MemoryError):
+        return np.stack(seen) if seen[1:] else seen[0][None]
     raise TileTooLarge
 
 

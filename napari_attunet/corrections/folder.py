@@ -100,8 +100,9 @@ def remember_folder(folder: Path) -> None:
     """Keep in mind which training set was worked on, as well as it goes."""
     if os.environ.get(FOLDER_VARIABLE):  # it is said each time
         return
-    with contextlib.suppress(OSError), replacing(_own_folder() / LAST) as file:
-        file.write_text(str(folder.absolute()), "utf-8")
+    told, errors = str(folder.absolute()), (OSError, ValueError)
+    with contextlib.suppress(*errors), replacing(_own_folder() / LAST) as file:
+        file.write_text(told, "utf-8")  # not every path can be
 
 
 def _own_folder() -> Path:

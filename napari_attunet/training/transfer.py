@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from napari_attunet.channels import STAINS, Stains
+from napari_attunet.channels import STAINS, ChannelMixer, Luminance, Stains
 from napari_attunet.corrections import MOST_CLASSES
 from napari_attunet.errors import DataError, ModelError
 from napari_attunet.model import Model
@@ -42,24 +42,27 @@ def adapted_spec(spec: ModelSpec, pairs: Sequence[Pair]) -> ModelSpec:
     """Return the specification of a model that takes all of these images' channels.
 
     Colour is kept where the model knew grey only: stained tissue, which enters a grey
-    model as its haematoxylin, as all its stains, other colour as it is, unless there is
-    stained tissue among the images.
+    model as its haematoxylin, as all its stains, other colour as it is. Beside stained
+    tissue, other colour on a bright ground is taken for a slide with little on it.
 
     Raises
     ------
     DataError
         If the images have different channels.
     """
-    wanted = {_channels_for(spec, pair) for pair in pairs}
-    if STAINS in wanted:  # nobody sees the stain on a slide with hardly anything on it
-        wanted.discard(COLOURS)
+    wanted: dict[tuple[str, ...], list[Pair]] = {}
+    for pair in pairs:
+        wanted.setdefault(_channels_for(spec, pair), []).append(pair)
+    # Nobody sees the stain on a slide with hardly anything on it.
+    if STAINS in wanted and all(_is_bright(spec, p) for p in wanted.get(COLOURS, ())):
+        wanted.pop(COLOURS, None)
     if len(wanted) > 1:
         kinds = "; ".join(sorted(", ".join(names) for names in wanted))
         raise DataError(
             f"The images have different channels ({kinds}): train on images of one "
             "kind at a time."
         )
-    channels = wanted.pop() if wanted else spec.channels
+    channels = next(iter(wanted), spec.channels)
     network = dataclasses.replace(spec.network, in_channels=len(channels))
     return dataclasses.replace(spec, network=network, channels=channels)
 
@@ -92,13 +95,23 @@ def _channels_for(spec: ModelSpec, pair: Pair) -> tuple[str, ...]:
     count = view.n_channels
     colour = view.axes.endswith("C") and count in (3, 4)
     if colour and network.in_channels == 1:
-        mixer = mixer_for(pair, view, spec, view.sample(CHANNEL_SAMPLE))
-        return STAINS if isinstance(mixer, Stains) else COLOURS
+        return STAINS if isinstance(_mixer(spec, pair), Stains) else COLOURS
     if count == network.in_channels or (count == 1 and network.in_channels == 3):
         return spec.channels
     if colour and network.in_channels == 3:
         return spec.channels
     return tuple(f"channel {i}" for i in range(count))
+
+
+def _mixer(spec: ModelSpec, pair: Pair) -> ChannelMixer:
+    view = view_of(pair, spec)
+    return mixer_for(pair, view, spec, view.sample(CHANNEL_SAMPLE))
+
+
+def _is_bright(spec: ModelSpec, pair: Pair) -> bool:
+    """Return whether a grey model takes a colour image for dark on a bright ground."""
+    mixer = _mixer(spec, pair)
+    return isinstance(mixer, Luminance) and mixer.inverted_from is not None
 
 
 def adapt(

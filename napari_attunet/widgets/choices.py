@@ -112,6 +112,7 @@ class Choices(QWidget):
         self._shapes: list[Shapes] = []
         self._strokes = StrokeWatch(viewer, self)
         self._labels_were_chosen = False
+        self._whole: Any = ""  # unique_id of a sample all of which is taken
         # By the labels' unique_id: what the user said of them.
         self._extents: dict[Any, Extent] = {}
         self._outputs: dict[Any, Output] = {}
@@ -344,7 +345,10 @@ class Choices(QWidget):
     # --- changes --------------------------------------------------------------------
 
     def _on_image_changed(self) -> None:
-        viewer = self._viewer_ref()
+        viewer, source = self._viewer_ref(), self.source
+        if self._whole and source is not None and source.unique_id != self._whole:
+            self._whole = ""
+            self.slices.setCurrentIndex(self.slices.findData("shown"))
         self._labels_were_chosen = False
         if viewer is not None:
             self._list_labels(list(viewer.layers))
@@ -393,9 +397,11 @@ class Choices(QWidget):
         if shapes in self._shapes:
             self.regions.setCurrentIndex(self._shapes.index(shapes))
 
-    def choose_all_slices(self) -> None:
-        """Take all of a stack, such as of a sample that was opened again."""
-        self.slices.setCurrentIndex(self.slices.findData("all"))
+    def take_whole(self) -> None:
+        """Take all slices of the chosen image, as long as it is: it is a sample."""
+        if self.source is not None and self._is_stack():
+            self._whole = self.source.unique_id
+            self.slices.setCurrentIndex(self.slices.findData("all"))
 
 
 def beside(*widgets: QWidget) -> QWidget:

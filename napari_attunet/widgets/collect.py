@@ -331,7 +331,7 @@ class CollectPanel(DockPart):
         if shapes is not None:
             self.choices.choose_regions(shapes)
         self.choices.say(labels, output=sample.output, extent=sample.extent)
-        self.choices.choose_all_slices()
+        self.choices.take_whole()
 
     def _on_ended(self) -> None:
         self._job = None

@@ -127,7 +127,8 @@ class Counting(QObject):
         self.result = Counted(
             findings=findings,
             aim=taken.aim,
-            source=taken.source,
+            # Of what was read from a sample, only the same pixels tell which it is.
+            source={} if taken.reopened else taken.source,
             predicted=taken.prediction is not None,
         )
         if findings.digest:

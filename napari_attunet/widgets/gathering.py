@@ -115,6 +115,8 @@ class Taken:
     name : str
     source : dict
         Where all this is from, as plain data.
+    reopened : bool
+        Whether it was read from a sample.
     """
 
     image: Any
@@ -131,6 +133,7 @@ class Taken:
     shown: dict[str, int]
     name: str
     source: dict[str, Any]
+    reopened: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,7 +225,9 @@ def take(
     shown = frame_shown(image, dims, axes, aim.ndim)
     pixels = array_of(labels)
     # What was read from a sample is still called as it is there.
-    name, origin = image.metadata.get(ORIGIN, (image.name, None))
+    owner, name, origin = image.metadata.get(ORIGIN, (None, "", None))
+    if owner != image.unique_id:  # not so what was made of it
+        name, origin = image.name, None
     if not shown:
         slices = "all"
     elif slices == "shown":
@@ -255,6 +260,7 @@ def take(
         shown=shown,
         name=name,
         source=source,
+        reopened=origin is not None,
     )
 
 

@@ -39,8 +39,8 @@ __all__ = [
 #: Where a layer's metadata tells what we know of it.
 KEY = "napari-attunet"
 
-#: The same of an image that was read from a sample: its name there, and where all of it
-#: had come from.
+#: The same of an image that was read from a sample: the layer's own `unique_id`, its
+#: name there, and where all of it had come from.
 ORIGIN = "napari-attunet sample"
 
 #: What people write on the axes of a layer.

@@ -233,7 +233,6 @@ class LearnPanel(QWidget):
         if not self._samples:
             show_info(self.samples_line.text())
             return
-        self.form.model.refresh()  # see `SegmentWidget.start`
         entry, options = self.form.entry, self.form.options
         try:
             request = rounds.Request.new(

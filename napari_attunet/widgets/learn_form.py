@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
-from qtpy.QtCore import Signal
+from qtpy.QtCore import QSignalBlocker, Signal
 from qtpy.QtWidgets import QCheckBox, QComboBox, QVBoxLayout, QWidget
 
 from napari_attunet.corrections import Output
@@ -40,10 +41,13 @@ class StartBox(ModelBox):
     def refresh(self) -> None:
         """Look for models again."""
         new = self.is_new
-        super().refresh()
-        self.addItem(NEW_MODEL)
-        if new or self.count() == 1:
-            self.setCurrentIndex(self.count() - 1)
+        with QSignalBlocker(self) if new else contextlib.nullcontext():
+            super().refresh()  # which chooses another for a moment
+            self.addItem(NEW_MODEL)
+            if new:
+                self.setCurrentIndex(self.count() - 1)
+        if not new and self.count() == 1:
+            self.setCurrentIndex(0)
 
 
 class LearnForm(QWidget):

@@ -71,8 +71,9 @@ def layers_of(correction: Correction) -> tuple[Image, Labels, Shapes | None]:
         rgb=rgb,
         name=name,
         axis_labels=tuple((plain if rgb else axes).lower()),
-        metadata={ORIGIN: (correction.name, dict(correction.source))},
     )
+    source = dict(correction.source)
+    image.metadata = {ORIGIN: (image.unique_id, correction.name, source)}
     numbers = np.array(correction.labels)
     if correction.background is not None:  # it may have been given another number
         numbers[numbers == correction.background] = background_brush(numbers.dtype)

@@ -240,11 +240,9 @@ class SegmentWidget(DockPart):
 
     def start(self) -> None:
         """Segment the chosen image with the chosen model."""
-        viewer = self._viewer_ref()
+        viewer, source, entry = self._viewer_ref(), self.source, self.entry
         if self.running or viewer is None:
             return
-        self.model.refresh()  # of a folder far away nobody tells that it has changed
-        source, entry = self.source, self.entry
         if source is None or entry is None:
             show_info(
                 "Open an image first."

@@ -175,6 +175,6 @@ def sample_for(
             return sample
     same = ("path", "image", "shape", "slices", "shown")
     for sample in alike:
-        if source["path"] and all(sample.source.get(k) == source[k] for k in same):
+        if source.get("path") and all(sample.source.get(k) == source[k] for k in same):
             return sample
     return None

@@ -116,6 +116,11 @@ def test_a_slide_with_nothing_on_it_is_learnt_with_stained_ones():
     pairs = [Pair(p, np.zeros((128, 128), int), "YXC") for p in (blank, tissue)]
     assert adapted_spec(make_spec(), pairs).channels == STAINS
     assert adapted_spec(make_spec(), pairs[:1]).channels == ("red", "green", "blue")
+    glowing = np.zeros_like(tissue)
+    glowing[..., 2] = data.cell()[100:228, 100:228]
+    pairs.append(Pair(glowing, np.zeros((128, 128), int), "YXC"))
+    with pytest.raises(DataError, match="different channels"):
+        adapted_spec(make_spec(), pairs)
 
 
 def test_dark_objects_are_begun_inverted():

@@ -578,6 +578,15 @@ def test_a_stack_that_is_opened_again_is_updated_as_a_whole(
     (part,) = (s for s in training_set.samples() if s.id != given.id)
     assert part.name.startswith("tissue, t ")
     assert part.source["sample"] == source
+    copy = viewer.add_image(image, name="copy", metadata=panel.choices.source.metadata)
+    panel.choices.slices.setCurrentIndex(panel.choices.slices.findData("all"))
+    panel.select(viewer.layers[0])
+    panel.choices.take_whole()
+    panel.select(copy)
+    assert panel.choices.slices.currentData() == "shown"
+    panel.select(copy, viewer.add_labels(labels))
+    assert panel.choices.take().name.startswith("copy, ")
+    assert not panel.choices.take().reopened
 
 
 def test_a_sample_is_shown_and_goes_on_from_there(viewer, panel, qtbot, training_set):

@@ -5,6 +5,7 @@ Nothing is stood in for: the training is a process of its own.
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import numpy as np
@@ -43,8 +44,12 @@ def docks(viewer, library, tmp_path, qtbot):
 
 def children():
     """Return the trainings that this process has begun."""
-    mine = psutil.Process().children(recursive=True)
-    return [p for p in mine if p.is_running() and "train" in p.cmdline()]
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if "train" in process.cmdline():
+                found.append(process)
+    return found
 
 
 def press(qtbot, button, until):
@@ -109,6 +114,7 @@ def test_the_whole_way_round(viewer, docks, library, qtbot):
     versions = learning.versions
     press(qtbot, versions.use, lambda: "now in use" in versions.message.text())
     assert library.current(MODEL).spec.key == f"{MODEL}@1"
+    qtbot.waitUntil(lambda: segmenting.entry.spec.key == f"{MODEL}@1", timeout=TIMEOUT)
     press(qtbot, segmenting.segment, lambda: again(viewer, found))
 
     # closing the viewer ends what trains
