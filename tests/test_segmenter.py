@@ -232,7 +232,7 @@ def test_small_frames_are_worked_on_together(
 @pytest.mark.parametrize("output", ["classes", "objects"])
 @pytest.mark.parametrize("skip_empty", [False, True])
 @pytest.mark.parametrize(
-    ("ndim", "shape"), [(2, (40, 300)), (2, (2, 40, 300)), (3, (24, 24, 120))]
+    ("ndim", "shape"), [(2, (40, 304)), (2, (2, 40, 304)), (3, (24, 32, 120))]
 )
 def test_like_tiles_of_a_frame_go_together(ndim, shape, skip_empty, output):
     model = make_model(ndim=ndim, features=(2, 3))
