@@ -240,7 +240,9 @@ def _part_in_rows(
             continue
         domes[~np.isin(domes, high_enough)] = 0
         parts = watershed(-local, markers=domes, mask=mask)
-        here[box][mask] = parts[mask] + last
+        # What hangs on by a corner is not reached, and keeps the number it had.
+        reached = parts > 0
+        here[box][reached] = parts[reached] + last
         last += count
     return last
 

@@ -5,7 +5,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.segmentation import watershed
@@ -356,6 +356,7 @@ def test_slivers_seed_nothing_beside_an_object():
     depth=st.sampled_from([0.0, 0.6]),
     fill_holes=st.booleans(),
 )
+@example(seed=4112, ndim=2, slab=6, depth=0.6, fill_holes=False)
 @settings(max_examples=40, deadline=None)
 def test_slabs_change_nothing(seed, ndim, slab, depth, fill_holes):
     interior, boundary = smooth_probabilities(seed, ndim)
